@@ -1,0 +1,585 @@
+"""What happened: one frozen record per step of any loop, and the JSONL log that keeps them.
+
+Every long function of the package takes ``iteration_hook=``: one callable, or a list of them.
+A hook gets each event as it happens and may return ``True`` to ask for a stop, which takes effect
+before the next iteration and leaves a valid partial result::
+
+    probe.fit(x, y, iteration_hook=[JsonlLog("runs/fit.jsonl"), lambda e: e.kind == "SlabEnd"])
+
+This module knows nobody: the jobs create events, monitors and logs read them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import sys
+import threading
+import time
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+__all__ = [
+    "BatchEnd",
+    "CaptureBegin",
+    "CaptureEnd",
+    "Emitter",
+    "Event",
+    "FitBegin",
+    "FitEnd",
+    "IterationEnd",
+    "JsonlLog",
+    "LensEnd",
+    "LensIteration",
+    "SlabBegin",
+    "SlabEnd",
+    "Tail",
+    "TrainBegin",
+    "TrainEnd",
+    "from_dict",
+    "read",
+]
+
+logger = logging.getLogger(__name__)
+
+Hook = Callable[["Event"], Any]
+
+_KINDS: dict[str, type[Event]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events.
+
+    Attributes
+    ----------
+    time : float
+        Wall-clock time of the event, seconds since the epoch. Durations are measured with a
+        monotonic clock and stand in fields named ``seconds``.
+    """
+
+    #: Class attribute. One of these ends every iteration; `Run.step` counts them.
+    is_step: ClassVar[bool] = False
+
+    time: float = field(default_factory=time.time)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _KINDS[cls.__name__] = cls
+
+    @property
+    def kind(self) -> str:
+        """Name of the event's class, as written in logs."""
+        return type(self).__name__
+
+    def to_dict(self) -> dict[str, Any]:
+        """The event as plain JSON types; floats that are not finite become ``None``."""
+        # Not dataclasses.asdict: it deep-copies, which costs more than the rest of a hook.
+        out: dict[str, Any] = {"event": self.kind}
+        for name in self.__dataclass_fields__:
+            out[name] = _plain(getattr(self, name))
+        return out
+
+
+# ------------------------------------------------------------------------------------ capture
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureBegin(Event):
+    """A capture starts: what will be done, and what it is estimated to cost."""
+
+    n_prompts: int
+    n_prompt_tokens: int
+    max_new_tokens: int
+    n_batches: int
+    batch_tokens: int
+    sites: tuple[str, ...]
+    n_resumed: int = 0  #: prompts found finished on disk
+    estimated_bytes: int = 0
+    estimated_seconds: float = math.nan
+    memory_total: int = 0  #: bytes of the device (or of the host, on CPU)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchEnd(Event):
+    """One padded batch was captured (and written, if there is a folder)."""
+
+    is_step: ClassVar[bool] = True
+
+    batch: int  #: index of the batch, from 0
+    n_batches: int
+    n_prompts: int  #: prompts in this batch
+    prompts_done: int
+    prompts_total: int
+    tokens_real: int  #: prompt and generated tokens of this batch
+    tokens_padded: int  #: the same with padding, as the model saw them
+    tokens_generated: int
+    seconds: float
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    bytes_resident: int = 0
+    prompt_id: str = ""  #: a prompt of this batch, the one whose projections are shown
+    tokens: tuple[str, ...] = ()  #: its tokens
+    projections: dict[str, tuple[float, ...]] = field(default_factory=dict)  #: name → one value per token
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureEnd(Event):
+    """A capture ended, finished or stopped."""
+
+    n_prompts: int
+    tokens_real: int
+    tokens_padded: int
+    tokens_generated: int
+    seconds: float
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    bytes_peak: int = 0
+    stopped: bool = False
+
+
+# -------------------------------------------------------------------------------------- probe
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitBegin(Event):
+    """A probe fit starts to solve; its summary (if it uses one) is complete."""
+
+    method: str
+    n_rows: int
+    n_latents: int
+    n_classes: int
+    n_events: int  #: non-zeros of x
+    n_nodes: int  #: quadrature nodes (or raw events, method="events") that stand for them
+    n_slabs: int
+    class_slab_size: int
+    latent_block_size: int
+    row_batch_size: int
+    max_iter: int
+    tol: float
+    device: str
+    summary_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlabBegin(Event):
+    """The pairs (every latent) × (classes ``class_start`` … ``class_stop − 1``) start."""
+
+    slab: int
+    n_slabs: int
+    class_start: int
+    class_stop: int
+    n_pairs: int
+    n_inert: int  #: pairs with zero gradient at the start: they never enter a step
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterationEnd(Event):
+    """One LM iteration over the active pairs of a slab.
+
+    ``loss_mean`` and ``loss_max`` cost a pass of their own, so they are refreshed only while they
+    have taken less than 1 % of the fit's time, and are NaN in between.
+    """
+
+    is_step: ClassVar[bool] = True
+
+    slab: int
+    n_slabs: int
+    class_start: int
+    class_stop: int
+    iteration: int  #: from 1
+    n_pairs: int
+    n_active: int  #: pairs still iterating after this iteration
+    n_inert: int
+    n_fail: int  #: pairs whose step was rejected `max_retries` times in a row: ended by this iteration
+    n_rejected: int  #: steps rejected in this iteration (they are retried with a larger lambda)
+    n_clipped: int  #: steps shortened to the logit budget in this iteration
+    lam_min: float
+    lam_q1: float
+    lam_median: float
+    lam_q3: float
+    lam_max: float
+    loss_mean: float
+    loss_max: float
+    grad_max: float  #: largest scaled gradient among the pairs that were active
+    seconds: float
+    bytes_resident: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlabEnd(Event):
+    """A slab is finished."""
+
+    slab: int
+    n_slabs: int
+    class_start: int
+    class_stop: int
+    n_pairs: int
+    n_iter: int
+    n_fail: int  #: pairs of the slab that ended as lm_failed
+    status_counts: dict[str, int]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitEnd(Event):
+    """A probe fit ended, finished or stopped."""
+
+    n_pairs: int
+    n_fail: int
+    n_polished: int  #: pairs finished on the raw events because the rule was not exact enough
+    status_counts: dict[str, int]
+    seconds: float
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    stopped: bool = False
+
+
+# --------------------------------------------------------------------------------------- lens
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBegin(Event):
+    """A lens training starts; ``n_prompts`` counts the prompts of the bank."""
+
+    n_lenses: int
+    n_prompts: int
+    site: str
+    f1_target: float
+    validation_blocking: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensIteration(Event):
+    """One fit of one round: the lens of a concept on its current number of samples."""
+
+    is_step: ClassVar[bool] = True
+
+    concept: str
+    term: str
+    iteration: int  #: from 1
+    n_samples: int
+    f1: float  #: on the selection split
+    f1_low: float  #: lower 95 % bound of it
+    auroc: float
+    n_active: int  #: lenses still growing
+    n_lenses: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensEnd(Event):
+    """A lens is trained and graded. Scores are on the test split, read once."""
+
+    concept: str
+    term: str
+    level: int
+    grade: str  #: A, B, C or U
+    score: float  #: 2·AUROC − 1
+    score_low: float  #: lower 95 % bound of the score
+    score_high: float
+    auroc: float
+    f1: float
+    n_samples: int
+    n_iter: int
+    extra_iterations: int  #: iterations that blocking validation added (or would have)
+    stop_reason: str
+    seconds: float
+    n_done: int
+    n_lenses: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainEnd(Event):
+    """A lens training ended, finished or stopped."""
+
+    n_lenses: int
+    grade_counts: dict[str, int]
+    seconds: float
+    stopped: bool = False
+
+
+# ----------------------------------------------------------------------------- sending events
+
+
+class Emitter:
+    """Sends events to the hooks of one call and remembers whether one of them asked for a stop.
+
+    Parameters
+    ----------
+    hook : callable, list of callable, or None
+        What the caller passed as ``iteration_hook``.
+
+    Raises
+    ------
+    TypeError
+        If something in `hook` is not callable.
+
+    Notes
+    -----
+    An emitter without hooks is false, so a loop computes nothing for nobody::
+
+        emit = Emitter(iteration_hook)
+        ...
+        if emit and emit(IterationEnd(...)):
+            break
+    """
+
+    def __init__(self, hook: Hook | Iterable[Hook] | None) -> None:
+        hooks = [] if hook is None else [hook] if callable(hook) else list(hook)
+        for h in hooks:
+            if not callable(h):
+                raise TypeError(
+                    f"iteration_hook: got {type(h).__name__}, expected a callable or a list of them"
+                )
+        self._hooks: list[Hook] = hooks
+        self._spent = [0.0] * len(hooks)
+        self._began = time.perf_counter()
+        #: True once a hook has asked for a stop.
+        self.stop = False
+
+    def __bool__(self) -> bool:
+        return bool(self._hooks)
+
+    def __call__(self, event: Event) -> bool:
+        """Send `event` to every hook; return whether a stop has been asked for, now or before."""
+        for i, hook in enumerate(self._hooks):
+            start = time.perf_counter()
+            answer = hook(event)
+            self._spent[i] += time.perf_counter() - start
+            # Not truthiness: `file.write` as a hook returns a count and asks for nothing.
+            if answer is True or (hasattr(answer, "dtype") and bool(answer)):
+                self.stop = True
+        return self.stop
+
+    def close(self) -> None:
+        """Name in the log every hook that took more than 5 % of the run (and more than 0.1 s)."""
+        total = time.perf_counter() - self._began
+        for hook, spent in zip(self._hooks, self._spent, strict=True):
+            # A Run's gate waits while the run is paused: that is not the hook being slow.
+            spent -= getattr(hook, "waited", 0.0)
+            if spent > 0.1 and spent > 0.05 * total:
+                name = getattr(hook, "__qualname__", type(hook).__qualname__)
+                logger.warning("hook %s took %.2f s of %.2f s: do less per event", name, spent, total)
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process in bytes (its peak, where the system tells no more; 0 if unknown)."""
+    try:
+        with open("/proc/self/statm", "rb") as f:
+            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+class _NoBar:
+    def update(self, n: float = 1) -> None:
+        pass
+
+    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
+        pass
+
+
+@contextmanager
+def bar(total: int | None, desc: str, unit: str = "it") -> Iterator[Any]:
+    """A tqdm bar on a terminal; nothing but two log lines in a process without one.
+
+    Parameters
+    ----------
+    total : int or None
+        Number of units expected.
+    desc, unit : str
+        As in tqdm.
+
+    Yields
+    ------
+    object with ``update(n)`` and ``set_postfix_str(s)``
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        logger.info("%s: %s %s", desc, total if total is not None else "?", unit)
+        yield _NoBar()
+        logger.info("%s: done", desc)
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=desc, unit=unit, mininterval=0.25, leave=True) as shown:
+        yield shown
+
+
+# ------------------------------------------------------------------------------ keeping events
+
+
+class JsonlLog:
+    """A hook that appends each event to a file as one line of JSON, flushed at once.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file. Missing folders are made; an existing log is continued.
+
+    Examples
+    --------
+    >>> probe.fit(x, y, iteration_hook=JsonlLog("runs/fit/log.jsonl"))    # doctest: +SKIP
+    >>> events = read("runs/fit/log.jsonl")                               # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._file = open(self.path, "a+b")  # noqa: SIM115 - lives as long as the hook
+        # A log cut short by a kill ends in half a line: close it, so that ours starts on its own.
+        size = self._file.seek(0, os.SEEK_END)
+        if size:
+            self._file.seek(size - 1)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")
+
+    def __call__(self, event: Event) -> None:
+        line = json.dumps(event.to_dict(), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        with self._lock:
+            self._file.write(line)
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file. Further events raise ``ValueError``."""
+        self._file.close()
+
+    def __enter__(self) -> JsonlLog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Tail:
+    """Follows a log, or a folder of logs, while others write them.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.jsonl`` file, or a folder whose ``*.jsonl`` files are followed (new ones included).
+        Neither needs to exist yet.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._offsets: dict[Path, int] = {}
+
+    def files(self) -> list[Path]:
+        """The logs found so far, sorted by name."""
+        if self.path.is_dir():
+            return sorted(self.path.glob("*.jsonl"))
+        return [self.path] if self.path.exists() else []
+
+    def poll(self) -> list[tuple[str, Event]]:
+        """New events since the last call, as ``(file stem, event)``; half-written lines wait."""
+        out: list[tuple[str, Event]] = []
+        for file in self.files():
+            with open(file, "rb") as f:
+                f.seek(self._offsets.get(file, 0))
+                block = f.read()
+            complete = block.rfind(b"\n") + 1
+            self._offsets[file] = self._offsets.get(file, 0) + complete
+            out.extend((file.stem, e) for e in map(_parse, block[:complete].splitlines()) if e is not None)
+        return out
+
+
+def read(path: str | os.PathLike[str]) -> list[Event]:
+    """The events of a log, or of all logs of a folder (by file name, then in order).
+
+    Parameters
+    ----------
+    path : str or Path
+        File written by `JsonlLog`, or a folder of them.
+
+    Returns
+    -------
+    list of Event
+        A last line that is not complete yet is left out; so is a line that is no event, with a warning.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `path` does not exist.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no event log at {path}: give the .jsonl file of a JsonlLog, or its folder")
+    return [event for _, event in Tail(path).poll()]
+
+
+def from_dict(record: dict[str, Any]) -> Event:
+    """The event that `Event.to_dict` made.
+
+    Raises
+    ------
+    ValueError
+        If the record names no known event or lacks a field.
+    """
+    record = dict(record)
+    kind = record.pop("event", None)
+    cls = _KINDS.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise ValueError(f"unknown event {kind!r}; known: {', '.join(sorted(_KINDS))}")
+    hints = _hints(cls)
+    known = {k: _restore(v, hints[k]) for k, v in record.items() if k in hints}
+    try:
+        return cls(**known)
+    except TypeError as error:
+        raise ValueError(f"incomplete {kind} event: {error}") from error
+
+
+def _parse(line: bytes) -> Event | None:
+    if not line.strip():
+        return None
+    try:
+        return from_dict(json.loads(line))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        logger.warning("skipped a log line that is no event (%s): %.80r", error, line)
+        return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):  # a NumPy or torch scalar
+        return _plain(value.item())
+    raise TypeError(f"an event field must be a number, string, list or dict, got {type(value).__name__}")
+
+
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    if cls not in _HINTS:
+        names = {f.name for f in dataclasses.fields(cls)}
+        _HINTS[cls] = {k: v for k, v in typing.get_type_hints(cls).items() if k in names}
+    return _HINTS[cls]
+
+
+def _restore(value: Any, hint: Any) -> Any:
+    if hint is float:
+        return math.nan if value is None else float(value)
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        inner = typing.get_args(hint)[0]
+        return tuple(_restore(v, inner) for v in value)
+    if origin is dict:
+        inner = typing.get_args(hint)[1]
+        return {k: _restore(v, inner) for k, v in value.items()}
+    return value
