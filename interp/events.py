@@ -486,10 +486,13 @@ class Tail:
         out: list[tuple[str, Event]] = []
         for file in self.files():
             with open(file, "rb") as f:
-                f.seek(self._offsets.get(file, 0))
+                start = self._offsets.get(file, 0)
+                if f.seek(0, os.SEEK_END) < start:  # a new log stands under the old name
+                    start = 0
+                f.seek(start)
                 block = f.read()
             complete = block.rfind(b"\n") + 1
-            self._offsets[file] = self._offsets.get(file, 0) + complete
+            self._offsets[file] = start + complete
             out.extend((file.stem, e) for e in map(_parse, block[:complete].splitlines()) if e is not None)
         return out
 
@@ -523,19 +526,19 @@ def from_dict(record: dict[str, Any]) -> Event:
     Raises
     ------
     ValueError
-        If the record names no known event or lacks a field.
+        If the record names no known event, lacks a field or has one of the wrong type.
     """
-    record = dict(record)
-    kind = record.pop("event", None)
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an event as a JSON object, got {type(record).__name__}")
+    kind = record.get("event")
     cls = _KINDS.get(kind) if isinstance(kind, str) else None
     if cls is None:
         raise ValueError(f"unknown event {kind!r}; known: {', '.join(sorted(_KINDS))}")
     hints = _hints(cls)
-    known = {k: _restore(v, hints[k]) for k, v in record.items() if k in hints}
     try:
-        return cls(**known)
-    except TypeError as error:
-        raise ValueError(f"incomplete {kind} event: {error}") from error
+        return cls(**{k: _restore(v, hints[k]) for k, v in record.items() if k in hints})
+    except (TypeError, AttributeError) as error:  # a field is missing, or is not what its type says
+        raise ValueError(f"incomplete or damaged {kind} event: {error}") from error
 
 
 def _parse(line: bytes) -> Event | None:
