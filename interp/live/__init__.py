@@ -1,0 +1,1 @@
+"""Watch a job while it runs. (The notebook face of the package.)"""

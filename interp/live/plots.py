@@ -1,0 +1,320 @@
+"""Static pictures of a job: what stays in a saved notebook and goes into reports.
+
+Each function takes the events of a job (a list, or a digest of them) and returns a matplotlib
+`Figure` on the Agg canvas. pyplot is never used: it keeps figures alive and is not safe outside the
+main thread. Colours are those of Okabe and Ito [1]_, told apart by colour-blind readers.
+
+References
+----------
+.. [1] M. Okabe and K. Ito, Color Universal Design, 2008, https://jfly.uni-koeln.de/color/
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp.events import Event
+from interp.live.digest import GRADES, CaptureDigest, FitDigest, LensDigest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["COLOURS", "capture_figure", "fit_figure", "lens_figure", "png", "projection_figure"]
+
+#: The Okabe–Ito colours that read on white and on near-black (yellow does not, black does not).
+COLOURS = {
+    "blue": "#0072B2",
+    "orange": "#E69F00",
+    "green": "#009E73",
+    "vermillion": "#D55E00",
+    "purple": "#CC79A7",
+    "sky": "#56B4E9",
+    "grey": "#8A8F98",
+}
+GRADE_COLOURS = dict(zip(GRADES, (COLOURS[c] for c in ("green", "sky", "orange", "grey")), strict=True))
+
+
+@dataclass(frozen=True)
+class _Theme:
+    paper: str
+    ink: str
+    faint: str
+    main: str  # the blue that is bright enough on this paper
+
+
+_LIGHT = _Theme("#ffffff", "#2b2f36", "#d9dce1", COLOURS["blue"])
+_DARK = _Theme("#16181d", "#d7dae0", "#3a3f4a", COLOURS["sky"])
+
+
+def fit_figure(source: FitDigest | Iterable[Event], *, dark: bool = False) -> Figure:
+    """Four panels of a probe fit: pairs, lambda, slab timings, loss and gradient.
+
+    Parameters
+    ----------
+    source : iterable of Event, or FitDigest
+        Events of one fit, in order (others are ignored).
+    dark : bool
+        Light ink on dark paper.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        9.6 × 5.6 inches.
+    """
+    digest, theme = FitDigest.of(source), _DARK if dark else _LIGHT
+    fig, axes = _figure(theme, (9.6, 5.6), 2, 2)
+    pairs, lam, slabs, loss = axes.flat
+    it = digest.iterations
+    x = it["x"]
+
+    _label(pairs, "Pairs by iteration", "iteration", "pairs", theme)
+    pairs.set_yscale("symlog", linthresh=1, linscale=0.4)
+    for name, colour in (("active", theme.main), ("inert", COLOURS["grey"]), ("fail", COLOURS["vermillion"])):
+        label = "n_fail" if name == "fail" else name
+        pairs.plot(x, it[name], color=colour, lw=1.6, label=label, drawstyle="steps-post")
+    pairs.set_ylim(bottom=0)
+    _legend(pairs, theme)
+
+    _label(lam, "Damping λ", "iteration", "λ", theme)
+    colour = COLOURS["orange"]
+    if len(x):
+        lam.fill_between(x, it["lam_min"], it["lam_max"], color=colour, alpha=0.15, lw=0, label="min to max")
+        lam.fill_between(x, it["lam_q1"], it["lam_q3"], color=colour, alpha=0.35, lw=0, label="quartiles")
+        lam.plot(x, it["lam_median"], color=colour, lw=1.6, label="median")
+        _log(lam)
+        _legend(lam, theme)
+
+    _label(slabs, "Seconds by slab", "first class of the slab", "seconds", theme)
+    bars = digest.slabs
+    if len(bars):
+        start, stop = bars["start"], bars["stop"]
+        failed = bars["fail"] > 0
+        edge = np.where(failed, COLOURS["vermillion"], theme.main)
+        slabs.bar(start, bars["seconds"], width=0.86 * (stop - start), align="edge", color=edge)
+        if failed.any():
+            slabs.plot([], [], "s", color=COLOURS["vermillion"], label="with failures")
+            _legend(slabs, theme)
+
+    _label(loss, "Loss and gradient", "iteration", "nats, scaled gradient", theme)
+    drawn = False
+    for name, label, colour in (
+        ("loss_mean", "mean loss", COLOURS["green"]),
+        ("loss_max", "largest loss", COLOURS["sky"]),
+        ("grad", "largest gradient", COLOURS["purple"]),
+    ):
+        y = it[name]
+        known = ~np.isnan(y) & (y > 0)
+        if known.any():
+            loss.plot(x[known], y[known], color=colour, lw=1.6, label=label)
+            drawn = True
+    if digest.begin is not None:
+        loss.axhline(digest.begin.tol, color=theme.ink, lw=0.8, ls=":", label="tol")
+    if drawn:
+        _log(loss)
+        _legend(loss, theme)
+    return fig
+
+
+def lens_figure(source: LensDigest | Iterable[Event], *, dark: bool = False) -> Figure:
+    """Three panels of a lens training: grades, learning curves, scores with their intervals.
+
+    Parameters and return value as in `fit_figure`; 9.6 × 3.4 inches.
+    """
+    digest, theme = LensDigest.of(source), _DARK if dark else _LIGHT
+    fig, axes = _figure(theme, (9.6, 3.4), 1, 3)
+    grades, curves, scores = axes.flat
+
+    _label(grades, "Grades", "grade", "lenses", theme)
+    counts = [digest.grades[g] for g in GRADES]
+    drawn = grades.bar(GRADES, counts, color=[GRADE_COLOURS[g] for g in GRADES], width=0.7)
+    grades.bar_label(drawn, color=theme.ink, fontsize=9)
+    grades.margins(y=0.15)
+
+    _label(curves, "Learning curves", "samples", "F1 (selection split)", theme)
+    for curve in digest.curves.values():
+        curves.plot(*zip(*curve, strict=True), color=theme.main, lw=0.8, alpha=0.35)
+    if digest.begin is not None:
+        target = digest.begin.f1_target
+        curves.axhline(target, color=COLOURS["vermillion"], lw=1, ls="--", label=f"target {target:g}")
+        _legend(curves, theme)
+    curves.set_ylim(top=1.02)
+
+    _label(scores, "Score, 95 % interval", "lenses by score", "2·AUROC − 1", theme)
+    rows = [r for r in digest.rows.values() if r["score"] is not None]
+    rows.sort(key=lambda r: r["score"])
+    for grade, colour in GRADE_COLOURS.items():
+        at = [i for i, r in enumerate(rows) if r["grade"] == grade]
+        mine = [rows[i] for i in at]
+        low = [r["score"] if r["low"] is None else r["low"] for r in mine]
+        high = [r["score"] if r["high"] is None else r["high"] for r in mine]
+        scores.vlines(at, low, high, color=colour, lw=1)
+        scores.plot(at, [r["score"] for r in mine], ".", color=colour, ms=4, label=grade)
+    for bound in (0.5, 0.2):
+        scores.axhline(bound, color=theme.ink, lw=0.7, ls=":")
+    if rows:
+        _legend(scores, theme)
+    return fig
+
+
+def capture_figure(source: CaptureDigest | Iterable[Event], *, dark: bool = False) -> Figure:
+    """Panels of a capture: tokens/s, memory, seconds by stage, projections of the latest prompt.
+
+    Parameters and return value as in `fit_figure`; 9.6 × 5.6 inches.
+    """
+    digest, theme = CaptureDigest.of(source), _DARK if dark else _LIGHT
+    fig, axes = _figure(theme, (9.6, 5.6), 2, 2)
+    speed, memory, stages, shown = axes.flat
+    b = digest.batches
+    x, seconds = b["x"], np.maximum(b["seconds"], 1e-9)
+
+    _label(speed, "Speed", "batch", "tokens/s", theme)
+    if len(x):
+        width = 0.86 * _stride(x)
+        speed.bar(
+            x, b["padded"] / seconds, width=width, color=COLOURS["grey"], alpha=0.45, label="with padding"
+        )
+        speed.bar(x, b["real"] / seconds, width=width, color=theme.main, label="real")
+        _legend(speed, theme)
+
+    total = digest.begin.memory_total if digest.begin else 0
+    _label(memory, "Memory", "batch", "GiB", theme)
+    if len(x):
+        memory.plot(x, b["bytes"] / 2**30, color=COLOURS["purple"], lw=1.6, label="in use")
+        if total:
+            memory.axhline(total / 2**30, color=theme.ink, lw=0.8, ls=":", label="there is")
+        memory.set_ylim(bottom=0)
+        _legend(memory, theme)
+
+    _label(stages, "Time by stage", "seconds", "", theme)
+    if digest.stages:
+        names = list(digest.stages)[::-1]
+        drawn = stages.barh(names, [digest.stages[n] for n in names], color=COLOURS["green"], height=0.7)
+        stages.bar_label(drawn, fmt=" %.2f", color=theme.ink, fontsize=8)
+        stages.margins(x=0.15)
+
+    if digest.projections:
+        _heat(shown, digest.tokens, np.array(list(digest.projections.values()), float),
+              list(digest.projections), f"Projections: {digest.prompt_id}", theme)  # fmt: skip
+    else:
+        _label(shown, "Projections", "token", "", theme)
+    return fig
+
+
+def projection_figure(
+    tokens: Sequence[str],
+    values: Any,
+    rows: Sequence[str] | None = None,
+    *,
+    title: str = "Projection by layer and token",
+    dark: bool = False,
+) -> Figure:
+    """Heat map of projections, a row per layer (or site, or vector), a column per token.
+
+    Parameters
+    ----------
+    tokens : sequence of str, length n_tokens
+    values : array, shape ``[n_rows, n_tokens]``
+        Any unit; the colour scale is symmetric about zero. NaN stays blank.
+    rows : sequence of str, length n_rows, optional
+        Names of the rows; 0, 1, … by default.
+    title : str
+    dark : bool
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree.
+    """
+    grid = np.asarray(values, float)
+    names = [str(i) for i in range(len(grid))] if rows is None else [str(r) for r in rows]
+    if grid.ndim != 2 or grid.shape != (len(names), len(tokens)):
+        raise ValueError(
+            f"projection_figure: values have shape {grid.shape}, expected "
+            f"(rows, tokens) = ({len(names)}, {len(tokens)})"
+        )
+    theme = _DARK if dark else _LIGHT
+    size = (min(2.2 + 0.2 * len(tokens), 16.0), min(1.4 + 0.26 * len(names), 9.0))
+    fig, axes = _figure(theme, (max(size[0], 4.0), max(size[1], 2.0)), 1, 1)
+    _heat(axes.flat[0], tokens, grid, names, title, theme)
+    return fig
+
+
+def png(fig: Figure, *, dpi: int = 110) -> bytes:
+    """The figure as a PNG file."""
+    out = io.BytesIO()
+    fig.savefig(out, format="png", dpi=dpi)
+    return out.getvalue()
+
+
+def _stride(x: np.ndarray) -> float:
+    """Distance of neighbouring bars (1 where there is only one)."""
+    return float(np.median(np.diff(x))) if len(x) > 1 else 1.0
+
+
+def _figure(theme: _Theme, size: tuple[float, float], rows: int, cols: int) -> tuple[Figure, np.ndarray]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install matplotlib") from error
+    fig = Figure(figsize=size, facecolor=theme.paper, layout="constrained")
+    FigureCanvasAgg(fig)
+    axes = fig.subplots(rows, cols, squeeze=False)
+    for ax in axes.flat:
+        ax.set_facecolor(theme.paper)
+        ax.grid(True, color=theme.faint, lw=0.6, alpha=0.6)
+        ax.set_axisbelow(True)
+        ax.tick_params(colors=theme.ink, labelsize=8, length=3)
+        for side, spine in ax.spines.items():
+            spine.set_color(theme.faint)
+            spine.set_visible(side in ("left", "bottom"))
+    return fig, axes
+
+
+def _label(ax: Axes, title: str, x: str, y: str, theme: _Theme) -> None:
+    ax.set_title(title, loc="left", fontsize=10, fontweight="bold", color=theme.ink)
+    ax.set_xlabel(x, fontsize=8, color=theme.ink)
+    ax.set_ylabel(y, fontsize=8, color=theme.ink)
+
+
+def _legend(ax: Axes, theme: _Theme) -> None:
+    ax.legend(fontsize=7.5, frameon=False, labelcolor=theme.ink, loc="best")
+
+
+def _log(ax: Axes) -> None:
+    """A log scale, if there is something positive to show on it."""
+    top = [float(np.nanmax(line.get_ydata(), initial=0)) for line in ax.get_lines()]
+    if max(top, default=0) > 0:
+        ax.set_yscale("log")
+
+
+def _heat(
+    ax: Axes, tokens: Sequence[str], grid: np.ndarray, names: Sequence[str], title: str, theme: _Theme
+) -> None:
+    _label(ax, title, "token", "", theme)
+    ax.grid(False)
+    top = float(np.nanmax(np.abs(grid), initial=0.0)) if grid.size else 0.0
+    top = top if math.isfinite(top) and top > 0 else 1.0
+    image = ax.imshow(grid, aspect="auto", cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
+    every = max(1, math.ceil(len(tokens) / 40))
+    at = range(0, len(tokens), every)
+    # A dollar would start a formula, a line break a second line.
+    words = [tokens[i].strip().replace("$", r"\$").replace("\n", "⏎")[:12] for i in at]
+    ax.set_xticks(list(at), words, rotation=90, fontsize=6.5)
+    rows_every = max(1, math.ceil(len(names) / 24))
+    rows_at = range(0, len(names), rows_every)
+    ax.set_yticks(list(rows_at), [names[i] for i in rows_at], fontsize=6.5)
+    bar = ax.figure.colorbar(image, ax=ax, pad=0.01, fraction=0.05)
+    bar.ax.tick_params(colors=theme.ink, labelsize=7, length=2)
+    bar.outline.set_visible(False)  # type: ignore[operator]
