@@ -306,6 +306,12 @@ class TrainEnd(Event):
 # ----------------------------------------------------------------------------- sending events
 
 
+def asks_to_stop(answer: Any) -> bool:
+    """Whether a hook's answer is ``True``, Python's or NumPy's or torch's."""
+    # Not truthiness: `file.write` as a hook returns a count and asks for nothing.
+    return answer is True or (hasattr(answer, "dtype") and bool(answer))
+
+
 class Emitter:
     """Sends events to the hooks of one call and remembers whether one of them asked for a stop.
 
@@ -351,8 +357,7 @@ class Emitter:
             start = time.perf_counter()
             answer = hook(event)
             self._spent[i] += time.perf_counter() - start
-            # Not truthiness: `file.write` as a hook returns a count and asks for nothing.
-            if answer is True or (hasattr(answer, "dtype") and bool(answer)):
+            if asks_to_stop(answer):
                 self.stop = True
         return self.stop
 

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
-from interp.events import Event
+from interp.events import Event, asks_to_stop
 
 __all__ = ["Run", "start"]
 
@@ -106,7 +106,7 @@ class Run:
             self.last = event
             hooks = list(self._hooks)
         for hook in hooks:
-            if hook(event) is True:
+            if asks_to_stop(hook(event)):
                 self._stop = True
         with self._cond:
             reached = event.is_step if self._until is None else isinstance(event, self._until)
@@ -148,7 +148,12 @@ class Run:
         return self
 
     def step(
-        self, n: int = 1, *, until: type[Event] | None = None, timeout: float | None = None
+        self,
+        n: int = 1,
+        *,
+        until: type[Event] | None = None,
+        timeout: float | None = None,
+        wait: bool = True,
     ) -> Event | None:
         """Do exactly `n` iterations (pausing first if the run is not paused) and hold again.
 
@@ -160,11 +165,14 @@ class Run:
             Count events of this type instead of iterations: ``until=SlabEnd`` does one slab.
         timeout : float, optional
             Seconds to wait for the worker.
+        wait : bool
+            False: only grant the steps and return at once (a button must not block the kernel).
 
         Returns
         -------
         Event or None
-            The event at which the worker holds now; the last one of all if it has ended.
+            The event at which the worker holds now; the last one of all if it has ended. Without
+            `wait`, the latest event so far.
 
         Raises
         ------
@@ -178,10 +186,13 @@ class Run:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._cond:
             self._paused = True
-            self._wait_for(lambda: self._holding or self.done, deadline)
+            if wait:
+                self._wait_for(lambda: self._holding or self.done, deadline)
             if not self.done:
-                self._until, self._permits, self._holding = until, n, False
+                self._until, self._holding = until, False
+                self._permits = n if wait else self._permits + n
                 self._cond.notify_all()
+            if wait:
                 self._wait_for(lambda: self._holding or self.done, deadline)
             return self.last
 
@@ -250,6 +261,12 @@ class Run:
         after = f" after {self.last.kind}" if self.last is not None else ""
         problem = f": {type(self.error).__name__}: {self.error}" if self.error is not None else ""
         return f"<Run {self.state}{after}{problem}>"
+
+    def _ipython_display_(self) -> None:
+        show = getattr(self.view, "show", None)
+        if show is None:
+            raise NotImplementedError  # IPython then takes the bundle below
+        show()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         if self.view is not None and hasattr(self.view, "_repr_mimebundle_"):
