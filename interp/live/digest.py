@@ -44,15 +44,17 @@ class Series:
         if capacity < 4 or capacity % 2:
             raise ValueError(f"Series: capacity must be even and >= 4, got {capacity}")
         self.columns = tuple(columns)
-        rules = np.array(list(columns.values()))
         unknown = set(columns.values()) - {"first", "last", "min", "max", "sum", "mean"}
         if unknown:
             raise ValueError(f"Series: unknown rule {sorted(unknown)[0]!r}")
-        self._rules = {rule: np.flatnonzero(rules == rule) for rule in sorted(set(rules))}
+        self._rules = tuple(columns.values())
         self._data = np.full((capacity, len(columns)), np.nan)
         self._weight = np.zeros(capacity)
         self._stride = 1
         self._n = 0
+        # The last row while it fills: a plain list, several times cheaper than a NumPy row per event.
+        self._open: list[float] = []
+        self._filled = 0
 
     def __len__(self) -> int:
         return self._n
@@ -64,50 +66,66 @@ class Series:
 
     def add(self, *row: float) -> None:
         """Append a row, one number per column."""
-        i = self._n - 1
-        if self._n and self._weight[i] < self._stride:
-            self._data[i] = self._merge(self._data[i], np.array(row, float), self._weight[i], 1.0)
-            self._weight[i] += 1
+        if self._filled and self._filled < self._stride:
+            self._merge_open(row)
             return
+        self._sync()
         if self._n == len(self._data):
             self._halve()
-            if self._weight[self._n - 1] < self._stride:
-                self.add(*row)
-                return
-        self._data[self._n] = row
-        self._weight[self._n] = 1
         self._n += 1
+        self._open, self._filled = list(row), 1
+
+    def _merge_open(self, row: tuple[float, ...]) -> None:
+        kept, w = self._open, self._filled
+        for i, (rule, b) in enumerate(zip(self._rules, row, strict=True)):
+            a = kept[i]
+            if b != b or rule == "first" and a == a:  # NaN is the number that is not itself
+                continue
+            if a != a or rule == "last":
+                kept[i] = b
+            elif rule == "mean":
+                kept[i] = (w * a + b) / (w + 1)
+            elif rule == "max":
+                kept[i] = a if a > b else b
+            elif rule == "min":
+                kept[i] = a if a < b else b
+            else:
+                kept[i] = a + b
+        self._filled += 1
+
+    def _sync(self) -> None:
+        if self._n:
+            self._data[self._n - 1] = self._open
+            self._weight[self._n - 1] = self._filled
 
     def _halve(self) -> None:
         a, b = self._data[0::2], self._data[1::2]
         wa, wb = self._weight[0::2], self._weight[1::2]
         half = len(self._data) // 2
-        merged = self._merge(a, b, wa[:, None], wb[:, None])
+        merged = np.where(np.isnan(a), b, a)  # "first", and whatever only one of the two knows
+        both = ~np.isnan(a) & ~np.isnan(b)
+        two = {
+            "last": b,
+            "min": np.minimum(a, b),
+            "max": np.maximum(a, b),
+            "sum": a + b,
+            "mean": (wa[:, None] * a + wb[:, None] * b) / (wa + wb)[:, None],
+        }
+        for i, rule in enumerate(self._rules):
+            if rule != "first":
+                merged[:, i] = np.where(both[:, i], two[rule][:, i], merged[:, i])
         self._data[:half], self._weight[:half] = merged, wa + wb
         self._n, self._stride = half, 2 * self._stride
-
-    def _merge(self, a: np.ndarray, b: np.ndarray, wa: Any, wb: Any) -> np.ndarray:
-        out = np.where(np.isnan(a), b, a)  # "first", and whatever the other does not know
-        for rule, at in self._rules.items():
-            if rule == "first":
-                continue
-            x, y = a[..., at], b[..., at]
-            if rule == "min":
-                out[..., at] = np.fmin(x, y)
-            elif rule == "max":
-                out[..., at] = np.fmax(x, y)
-            else:
-                two = {"last": y, "sum": x + y, "mean": (wa * x + wb * y) / (wa + wb)}[rule]
-                known = ~np.isnan(x) & ~np.isnan(y)
-                out[..., at] = np.where(known, two, np.where(np.isnan(y), x, y))
-        return out
+        self._open, self._filled = list(self._data[half - 1]), self._stride
 
     def __getitem__(self, name: str) -> np.ndarray:
         """One column, shape ``[len(self)]``, float64 (a copy)."""
+        self._sync()
         return self._data[: self._n, self.columns.index(name)].copy()
 
     def pack(self) -> np.ndarray:
         """All columns one after the other, float32, shape ``[n_columns * len(self)]``."""
+        self._sync()
         return self._data[: self._n].T.astype(np.float32).ravel()
 
 
@@ -229,7 +247,7 @@ class FitDigest(Digest):
         self.last: ev.IterationEnd | None = None
         self.n_fail = self.n_fail_slab = 0
         self.n_slabs_done = self.n_pairs_done = self.n_iter_done = 0
-        self.slab_began = 0
+        self.slab_began, self.slab_seconds = 0, 0.0
         self.iterations = Series(
             {
                 "x": "last",
@@ -266,13 +284,15 @@ class FitDigest(Digest):
         if isinstance(event, ev.IterationEnd):
             e = self.last = event
             self.n_fail_slab += e.n_fail
+            self.slab_seconds += e.seconds
             self.iterations.add(
                 self.n_steps, e.slab, e.n_active, e.n_inert, e.n_fail, e.n_rejected,
                 _number(e.lam_min), _number(e.lam_q1), _number(e.lam_median), _number(e.lam_q3),
                 _number(e.lam_max), _number(e.loss_mean), _number(e.loss_max), _number(e.grad_max), e.seconds,
             )  # fmt: skip
         elif isinstance(event, ev.SlabBegin):
-            self.slab, self.slab_began, self.n_fail_slab = event, self.n_steps, 0
+            self.slab, self.slab_began = event, self.n_steps
+            self.n_fail_slab, self.slab_seconds = 0, 0.0
         elif isinstance(event, ev.SlabEnd):
             e = event
             self.slab = None
@@ -322,7 +342,8 @@ class FitDigest(Digest):
             "slab": None,
         }
         if slab is not None:
-            out["slab"] = [slab.slab, slab.class_start, slab.class_stop, slab.time]
+            out["slab"] = [slab.slab, slab.class_start, slab.class_stop]
+            out["slab_seconds"] = self.slab_seconds
         if last is not None:
             out["active"], out["inert"], out["rejected"] = last.n_active, last.n_inert, last.n_rejected
         if b:

@@ -1,0 +1,355 @@
+"""Monitors: the numbers of a job, moving while it runs.
+
+A monitor follows one of three things: a `Run` (with buttons to pause, step and stop it), a job that
+calls it as a hook, or logs written by `interp.events.JsonlLog` (several jobs at once, for instance on
+a cluster). Events go into a digest of constant size; four times a second a thread of the monitor
+sends its numbers to the browser, which draws them. Nothing is drawn in the kernel while a job runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import anywidget
+import traitlets
+
+from interp.events import Event, LensEnd, SlabEnd, Tail
+from interp.live import plots
+from interp.live.digest import CaptureDigest, Digest, FitDigest, LensDigest
+from interp.live.still import Place, in_notebook, still_html
+from interp.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["CaptureMonitor", "FitMonitor", "LensMonitor", "Monitor"]
+
+logger = logging.getLogger(__name__)
+
+_HERE = Path(__file__).parent
+
+#: Seconds between two frames.
+PERIOD = 0.25
+
+#: A logged job that has said nothing for so many seconds is shown as silent.
+SILENT = 60.0
+
+#: Most jobs that are listed (the others are still read).
+_MAX_JOBS = 200
+
+
+def front_end(name: str) -> str:
+    """The JavaScript module of a widget: the charts, then the widget's own file."""
+    return "\n".join((_HERE / file).read_text(encoding="utf-8") for file in ("charts.js", name))
+
+
+class Monitor(anywidget.AnyWidget):
+    """Base of the monitors. Use `FitMonitor`, `CaptureMonitor` or `LensMonitor`.
+
+    Parameters
+    ----------
+    source : Run, str, Path or None
+        A run; a ``.jsonl`` log or a folder of them (which need not exist yet); or None, and the
+        monitor is itself a hook: ``probe.fit(x, y, iteration_hook=monitor)``.
+    title : str, optional
+        Heading of the view.
+
+    Raises
+    ------
+    TypeError
+        If `source` is none of these.
+
+    Notes
+    -----
+    One frame costs the kernel well under a millisecond (`frame_seconds` holds the mean), whatever
+    the number of events so far.
+    """
+
+    _esm = front_end("monitor.js")
+    _css = (_HERE / "monitor.css").read_text(encoding="utf-8")
+
+    uid = traitlets.Unicode().tag(sync=True)
+    steps = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    head = traitlets.Dict().tag(sync=True)
+    data = traitlets.Bytes().tag(sync=True)
+    table = traitlets.List().tag(sync=True)
+
+    digest_class: ClassVar[type[Digest]]
+    name: ClassVar[str]
+    #: The event that ends the larger of the two steps.
+    leap: ClassVar[type[Event] | None] = None
+    step_names: ClassVar[tuple[str, str]]
+
+    def __init__(
+        self, source: Run | str | os.PathLike[str] | None = None, *, title: str | None = None
+    ) -> None:
+        if not (source is None or isinstance(source, (Run, str, os.PathLike))):
+            raise TypeError(
+                f"{type(self).__name__}: got {type(source).__name__}, expected a Run, the path of a log "
+                "or of a folder of logs, or nothing (then it is a hook)"
+            )
+        self.run = source if isinstance(source, Run) else None
+        self._tail = Tail(source) if source is not None and self.run is None else None
+        self._title = title or self.name
+        self._digests: dict[str, Digest] = {}
+        self._chosen = ""
+        self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._wake = threading.Event()
+        self._closed = False
+        self._stop_asked = False
+        self._thread: threading.Thread | None = None
+        self._dark = False
+        self._table_version = -1
+        self._frames, self._frame_total = 0, 0.0
+        super().__init__(uid=uuid.uuid4().hex, steps=list(self.step_names))
+        self._place = Place(self.uid)
+        self.on_msg(self._on_message)
+        if self.run is not None:
+            self.run.add_hook(self)
+        if self.run is not None or self._tail is not None:
+            self._start()
+        self.refresh()
+
+    # -------------------------------------------------------------------- the worker's side
+
+    def __call__(self, event: Event) -> bool:
+        """Take an event (this is what makes a monitor a hook); True once Stop was pressed."""
+        with self._lock:
+            digest = self._digests.setdefault("", self.digest_class())
+            digest.add(event)
+        if self._thread is None and digest.state == "running":
+            self._start()
+        return self._stop_asked and self.run is None
+
+    def on_run_end(self, run: Run) -> None:
+        """Told by a `Run` that it has ended."""
+        self._wake.set()
+
+    # ------------------------------------------------------------------ the monitor's thread
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._watch, daemon=True, name=f"interp-{self.name}-monitor")
+        self._thread.start()
+
+    def _watch(self) -> None:
+        idle = 0
+        while not self._closed:
+            # Logs are looked at less often while nobody writes them.
+            self._wake.wait(PERIOD if idle < 40 else 4 * PERIOD)
+            self._wake.clear()
+            try:
+                ended = self._ended()
+                idle = 0 if self._poll() else idle + 1
+                self.refresh()
+                if ended:
+                    self._draw_still()
+                    break
+            except Exception:  # a monitor must never take a run down, nor go silent without a word
+                logger.exception("%s: could not draw a frame", self.name)
+                if self._ended():
+                    break
+        self._thread = None
+
+    def _poll(self) -> bool:
+        if self._tail is None:
+            return True
+        found = self._tail.poll()
+        with self._lock:
+            for job, event in found:
+                if isinstance(event, self.digest_class.events):
+                    self._digests.setdefault(job, self.digest_class()).add(event)
+        return bool(found)
+
+    def _ended(self) -> bool:
+        if self._tail is not None:
+            return False  # more jobs may come
+        return self.run.done if self.run is not None else self.digest.state in ("done", "stopped")
+
+    @property
+    def digest(self) -> Digest:
+        """What is known of the job that is shown (of several logs: the chosen one, or the first)."""
+        digest = self._digests.get(self._chosen)
+        if digest is not None:
+            return digest
+        return next(iter(self._digests.values()), None) or self.digest_class()
+
+    @property
+    def jobs(self) -> dict[str, Digest]:
+        """The digest of each log, by its name without ``.jsonl``; of a run, one without a name."""
+        return dict(self._digests)
+
+    @property
+    def state(self) -> str:
+        """State of the run, or what the events say of the job."""
+        if self.run is not None:
+            return self.run.state
+        return self._job_state(self.digest, time.time())
+
+    def _job_state(self, digest: Digest, now: float) -> str:
+        silent = self._tail is not None and digest.state == "running" and now - digest.latest > SILENT
+        return "silent" if silent else digest.state
+
+    def refresh(self) -> None:
+        """Send the numbers of this moment to the browser."""
+        start = time.perf_counter()
+        with self._sending:
+            with self._lock:
+                digest = self.digest
+                head, data = digest.frame()
+                rows = self._table_rows(digest)
+            now = time.time()
+            head["title"], head["state"] = self._title, self.state
+            head["message"] = self._message()
+            head["controls"] = "" if self._tail is not None else "all" if self.run is not None else "stop"
+            if self._tail is not None:
+                self._add_jobs(head, now)
+            with self.hold_sync():  # one message
+                self.head, self.data = head, data
+                if rows is not None:
+                    self.table = rows
+        self._frames += 1
+        self._frame_total += time.perf_counter() - start
+
+    def _table_rows(self, digest: Digest) -> list[dict[str, Any]] | None:
+        """Rows of the table of concepts, if they have changed."""
+        return None
+
+    def _message(self) -> str:
+        if self.run is not None and self.run.error is not None:
+            error = self.run.error
+            return f"{type(error).__name__}: {error}"
+        if self._tail is not None and not self._digests:
+            path = self._tail.path
+            what = "no log there yet" if path.exists() else "it does not exist yet"
+            return f"Waiting for the logs of {path} ({what})"
+        if self.run is not None and self.digest.state == "waiting" and not self.run.done:
+            return "Preparing: the first event has not come yet"
+        return ""
+
+    def _add_jobs(self, head: dict[str, Any], now: float) -> None:
+        head["job"] = next((k for k, d in self._digests.items() if d is self.digest), "")
+        if head["job"]:
+            head["title"] = f"{self._title}: {head['job']}"
+        listed = list(self._digests.items())[:_MAX_JOBS]
+        head["jobs"] = [[k, self._job_state(d, now), d.fraction, f"{d.fraction:.0%}"] for k, d in listed]
+
+    @property
+    def frame_seconds(self) -> float:
+        """Mean cost of a frame so far, seconds of the kernel's process."""
+        return self._frame_total / max(self._frames, 1)
+
+    # ------------------------------------------------------------------- the browser's side
+
+    def _on_message(self, _: Any, content: dict[str, Any], __: Any) -> None:
+        do = content.get("do")
+        if do == "theme":
+            self._dark = bool(content.get("dark"))
+            return
+        if do == "select":
+            self._chosen = str(content.get("job"))
+            self._table_version = -1
+        elif do == "stop":
+            self.stop()
+        elif self.run is not None and do == "pause":
+            self.run.pause()
+        elif self.run is not None and do == "resume":
+            self.run.resume()
+        elif self.run is not None and do == "step":
+            self.run.step(wait=False)
+        elif self.run is not None and do == "leap":
+            self.run.step(until=self.leap, wait=False)
+        self.refresh()
+
+    def stop(self) -> None:
+        """Ask the job for a stop before its next iteration."""
+        self._stop_asked = True
+        if self.run is not None:
+            self.run.stop()
+
+    def close(self) -> None:
+        """Stop following and remove the view. A run goes on."""
+        self._closed = True
+        self._wake.set()
+        super().close()
+
+    # ------------------------------------------------------------------- what stays
+
+    def figure(self, *, dark: bool = False) -> Figure:
+        """The static picture of this moment."""
+        raise NotImplementedError
+
+    def _draw_still(self) -> None:
+        with self._lock:
+            rows = self.digest.table()
+            picture = plots.png(self.figure(dark=self._dark))
+        message = self._message()
+        rows = [*rows, ["error", message]] if message else rows
+        self._place.fill(still_html(self.uid, self._title, self.state, picture, rows))
+
+    def show(self) -> None:
+        """Display the monitor here, with the place of the picture that stays."""
+        from IPython.display import display
+
+        data, *rest = super()._repr_mimebundle_() or ({},)
+        display({**data, "text/plain": repr(self)}, raw=True, metadata=rest[0] if rest else None)
+        self._place.show(self._ended)
+
+    def _ipython_display_(self) -> None:
+        if not in_notebook():
+            raise NotImplementedError  # IPython then falls back on the text
+        self.show()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.state}>"
+
+
+class FitMonitor(Monitor):
+    """A probe fit: pairs, lambda, seconds by slab, loss and gradient, with its controls."""
+
+    digest_class = FitDigest
+    name = "Probe fit"
+    leap = SlabEnd
+    step_names = ("Step", "Step slab")
+
+    def figure(self, *, dark: bool = False) -> Figure:
+        """The static picture of this moment: `interp.live.plots.fit_figure`."""
+        return plots.fit_figure(self.digest, dark=dark)  # type: ignore[arg-type]
+
+
+class CaptureMonitor(Monitor):
+    """A capture: speed, memory, seconds by stage, projections of the latest prompt."""
+
+    digest_class = CaptureDigest
+    name = "Capture"
+    step_names = ("Step batch", "")
+
+    def figure(self, *, dark: bool = False) -> Figure:
+        """The static picture of this moment: `interp.live.plots.capture_figure`."""
+        return plots.capture_figure(self.digest, dark=dark)  # type: ignore[arg-type]
+
+
+class LensMonitor(Monitor):
+    """A lens training: grades, learning curves, the table of concepts."""
+
+    digest_class = LensDigest
+    name = "Lens training"
+    leap = LensEnd
+    step_names = ("Step", "Step lens")
+
+    def _table_rows(self, digest: Digest) -> list[dict[str, Any]] | None:
+        assert isinstance(digest, LensDigest)
+        if digest.n_done == self._table_version:
+            return None
+        self._table_version = digest.n_done
+        return list(digest.rows.values())[::-1]
+
+    def figure(self, *, dark: bool = False) -> Figure:
+        """The static picture of this moment: `interp.live.plots.lens_figure`."""
+        return plots.lens_figure(self.digest, dark=dark)  # type: ignore[arg-type]
