@@ -1,0 +1,197 @@
+"""Where the time and the memory go: an estimate before a capture, a table after it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.capture.batching import describe, memory_total, row_numbers
+from interp.capture.model import Model
+from interp.events import rss_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Clock", "Costs", "estimate_costs", "summary", "table"]
+
+#: The stages, in order. "record" is copying rows inside the hooks, "host" bringing them to the CPU in order.
+STAGES = ("load", "tokenise", "prefill", "decode", "record", "project", "host", "check", "write")
+
+
+class Clock:
+    """Seconds per stage, by the monotonic clock.
+
+    Host time: on a GPU, work is queued and shows in the stage that waits for it, since nothing here synchronises.
+    """
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count `seconds` to `stage`."""
+        self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - start)
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages together."""
+        return sum(self.stages.values())
+
+    def since(self, before: dict[str, float]) -> dict[str, float]:
+        """Seconds per stage since an earlier copy of `stages`."""
+        return {k: v - before.get(k, 0.0) for k, v in self.stages.items() if v > before.get(k, 0.0)}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a capture is estimated to take.
+
+    Attributes
+    ----------
+    bytes : int
+        Of rows and projections together, in memory or on disk.
+    seconds : float
+        Of the model's work, from a few passes measured on this machine.
+    """
+
+    bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"about {describe(self.bytes)} and {self.seconds:.3g} s"
+
+
+def estimate_costs(
+    model: Model,
+    sites: Sequence[str],
+    lengths: Sequence[int],
+    max_new_tokens: int,
+    *,
+    keep: bool,
+    n_projections: int = 0,
+    batch_tokens: int,
+) -> Costs:
+    """Estimate before a run.
+
+    Parameters
+    ----------
+    model : Model
+        Its speed is measured once, with a few short passes.
+    sites : sequence of str
+        Resolved names.
+    lengths : sequence of int
+        Tokens of the prompts.
+    max_new_tokens : int
+        New tokens behind each.
+    keep : bool
+        Whether rows are kept.
+    n_projections : int
+        Numbers per token from projecting.
+    batch_tokens : int
+        Padded tokens per batch.
+
+    Returns
+    -------
+    Costs
+    """
+    if not lengths:
+        return Costs(0, 0.0)
+    n_tokens = sum(lengths) + len(lengths) * max_new_tokens
+    stored = [s for s in sites if s == "embed" or not s.startswith("resid_pre.") or s == "resid_pre.0"]
+    longest = max(lengths) + max_new_tokens
+    row = row_numbers(model, stored, longest) * torch.finfo(model.dtype).bits // 8 if keep else 0
+    speed = model.speed
+    prefill = sum(lengths) * speed["token"]
+    per_batch = max(1, batch_tokens // longest)
+    full, rest = divmod(len(lengths), per_batch)
+    decode = full * (speed["step"] + per_batch * speed["row"]) + (
+        speed["step"] + rest * speed["row"] if rest else 0
+    )
+    return Costs(int(n_tokens * (row + 4 * n_projections)), prefill + max_new_tokens * decode)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Bytes in use: the peak on a CUDA device, what is resident now elsewhere."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else rss_bytes()
+
+
+def build(
+    clock: Clock, totals: dict[str, int], peak: int, budget: int, n_batches: int, model: Model
+) -> dict[str, Any]:
+    """The report of a run, as it stands in the manifest."""
+    return {
+        "stages": clock.stages,
+        **{f"tokens_{k}": v for k, v in totals.items()},
+        "bytes_peak": peak,
+        "memory_total": memory_total(model.device),
+        "batch_tokens": budget,
+        "n_batches": n_batches,
+    }
+
+
+def table(report: dict[str, Any]) -> pd.DataFrame:
+    """One row per stage and one for the whole run.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by stage: ``seconds``, ``share`` of the run, and tokens per second ``real`` and ``padded`` (of the
+        model's passes, and of everything but loading in the row "total"). ``attrs`` holds the rest of the report.
+    """
+    import pandas as pd
+
+    stages = report["stages"]
+    total = sum(stages.values())
+    tokens = {
+        "prefill": (
+            report["tokens_real"] - report["tokens_generated"],
+            report["tokens_padded"] - report["tokens_generated"],
+        ),
+        "decode": (report["tokens_generated"], report["tokens_generated"]),
+        "total": (report["tokens_real"], report["tokens_padded"]),
+    }
+    rows = []
+    for stage in [*(s for s in STAGES if s in stages), "total"]:
+        seconds = total if stage == "total" else stages[stage]
+        running = seconds - (stages.get("load", 0.0) if stage == "total" else 0.0)
+        real, padded = tokens.get(stage, (math.nan, math.nan))
+        rows.append(
+            {
+                "stage": stage,
+                "seconds": seconds,
+                "share": seconds / total if total else math.nan,
+                "real": real / running if running else math.nan,
+                "padded": padded / running if running else math.nan,
+            }
+        )
+    frame = pd.DataFrame(rows).set_index("stage")
+    frame.attrs.update({k: v for k, v in report.items() if k != "stages"})
+    return frame
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The report in three sentences: time, padding, and whether the machine is used."""
+    stages = report["stages"]
+    total = sum(stages.values()) - stages.get("load", 0.0)
+    model_share = (stages.get("prefill", 0.0) + stages.get("decode", 0.0)) / total if total else 0.0
+    waste = 1 - report["tokens_real"] / report["tokens_padded"] if report["tokens_padded"] else 0.0
+    used = report["bytes_peak"] / report["memory_total"] if report["memory_total"] else 0.0
+    return (
+        f"{report['tokens_real']:,} tokens in {total:.2f} s, {model_share:.0%} of it inside the model "
+        f"(loading took another {stages.get('load', 0.0):.2f} s). Padding was {waste:.1%} of what the model saw, in "
+        f"{report['n_batches']} batches of up to {report['batch_tokens']:,} tokens. Memory in use: "
+        f"{describe(report['bytes_peak'])} of {describe(report['memory_total'])} ({used:.0%})."
+    )

@@ -1,0 +1,512 @@
+"""Sites: one vocabulary and one numbering for the inside of every architecture.
+
+A site is named ``kind`` or ``kind.L``, where ``L = 0`` is the first block:
+
+=============  ==============================  =====================================================
+site           row                             meaning
+=============  ==============================  =====================================================
+embed          [width]                         the state that enters block 0, positions, scale and
+                                               normalisation of the embedding included
+resid_pre.L    [width]                         the state that enters block L
+resid_mid.L    [width]                         resid_pre.L plus what attention added
+resid_post.L   [width]                         the state that leaves block L (transformers'
+                                               ``hidden_states[L + 1]``, before any final norm)
+attn_out.L     [width]                         what attention adds to the residual stream
+mlp_out.L      [width]                         what the MLP adds to the residual stream
+mlp_act.L      [intermediate]                  what enters the MLP's down projection
+q.L k.L v.L    [heads · head_dim]              the projections, before rotary positions and QK-norm;
+                                               k and v have the key/value heads of grouped queries
+attn.L         [heads, longest prompt]         attention of the token to tokens 0, 1, … of its prompt
+=============  ==============================  =====================================================
+
+``resid_mid = resid_pre + attn_out`` holds on every architecture. Where attention and MLP run in parallel
+(GPT-NeoX, Phi, Cohere) no later module reads that sum, but ``resid_mid + mlp_out = resid_post`` still holds. Where a
+block normalises after it adds (BERT, OPT-350m) it is the sum *before* that normalisation. Where a block normalises
+what it adds (Gemma-2, Gemma-3) ``attn_out`` and ``mlp_out`` are taken after that norm.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["FAMILIES", "KINDS", "Family", "Sites", "Source"]
+
+#: Every kind of site, in the order of the computation.
+KINDS = (
+    "embed",
+    "resid_pre",
+    "q",
+    "k",
+    "v",
+    "attn",
+    "attn_out",
+    "resid_mid",
+    "mlp_act",
+    "mlp_out",
+    "resid_post",
+)
+RESIDUAL_KINDS = ("embed", "resid_pre", "resid_mid", "resid_post")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the parts of a block are, as attribute paths from the block.
+
+    Attributes
+    ----------
+    name : str
+        Shown in errors and manifests.
+    attn : str
+        Module that returns ``(output, weights)``.
+    o, down : str
+        Output projections of attention and MLP.
+    q, k, v : str
+        Projections of their own, or three times the same fused one.
+    fused : str
+        ``""``: separate; ``"blocks"``: [q | k | v]; ``"heads"``: [head, q | k | v].
+    attn_added, mlp_added : str
+        Modules whose output is added to the residual stream; `o` and `down` if empty.
+    post_norm : bool
+        The block normalises the sums, so ``resid_mid + mlp_out`` is not ``resid_post``.
+    model_types : tuple of str
+        transformers model types on which tests compare every site with an independent computation. Others that
+        match are checked on a few tokens before their first use (`Sites.verify`).
+    only : tuple of str
+        If given, no other model type matches: the fused layout cannot be told from the modules.
+    """
+
+    name: str
+    attn: str
+    o: str
+    down: str
+    q: str = ""
+    k: str = ""
+    v: str = ""
+    fused: str = ""
+    attn_added: str = ""
+    mlp_added: str = ""
+    post_norm: bool = False
+    model_types: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+
+    def paths(self) -> set[str]:
+        """Every path that a block of this family has."""
+        found = {self.attn, self.o, self.down, self.q, self.k, self.v, self.attn_added, self.mlp_added}
+        return found - {""}
+
+
+def _separate(prefix: str, names: str = "q_proj k_proj v_proj") -> dict[str, str]:
+    return dict(zip("qkv", (f"{prefix}.{n}" for n in names.split()), strict=True))
+
+
+def _fused(path: str, layout: str) -> dict[str, str]:
+    return {"q": path, "k": path, "v": path, "fused": layout}
+
+
+#: The first family whose paths all exist in the first block is taken, so stricter ones stand first.
+FAMILIES = (
+    Family(
+        "gemma",
+        attn="self_attn",
+        o="self_attn.o_proj",
+        down="mlp.down_proj",
+        **_separate("self_attn"),
+        attn_added="post_attention_layernorm",
+        mlp_added="post_feedforward_layernorm",
+        model_types=("gemma2", "gemma3_text", "gemma3"),
+    ),
+    Family(
+        "glm",
+        attn="self_attn",
+        o="self_attn.o_proj",
+        down="mlp.down_proj",
+        **_separate("self_attn"),
+        attn_added="post_self_attn_layernorm",
+        mlp_added="post_mlp_layernorm",
+    ),
+    Family(
+        "llama",
+        attn="self_attn",
+        o="self_attn.o_proj",
+        down="mlp.down_proj",
+        **_separate("self_attn"),
+        model_types=("llama", "mistral", "qwen2", "qwen3"),
+    ),
+    Family("starcoder2", attn="self_attn", o="self_attn.o_proj", down="mlp.c_proj", **_separate("self_attn")),
+    Family(
+        "phi3",
+        attn="self_attn",
+        o="self_attn.o_proj",
+        down="mlp.down_proj",
+        **_fused("self_attn.qkv_proj", "blocks"),
+        model_types=("phi3",),
+        only=("phi3",),
+    ),
+    Family("phi", attn="self_attn", o="self_attn.dense", down="mlp.fc2", **_separate("self_attn")),
+    Family(
+        "opt",
+        attn="self_attn",
+        o="self_attn.out_proj",
+        down="fc2",
+        **_separate("self_attn"),
+        model_types=("opt",),
+        only=("opt",),
+    ),
+    Family(
+        "gpt2",
+        attn="attn",
+        o="attn.c_proj",
+        down="mlp.c_proj",
+        **_fused("attn.c_attn", "blocks"),
+        model_types=("gpt2",),
+        only=("gpt2",),
+    ),
+    Family(
+        "gpt_neo",
+        attn="attn",
+        o="attn.attention.out_proj",
+        down="mlp.c_proj",
+        **_separate("attn.attention"),
+    ),
+    Family("gptj", attn="attn", o="attn.out_proj", down="mlp.fc_out", **_separate("attn")),
+    Family(
+        "gpt_neox",
+        attn="attention",
+        o="attention.dense",
+        down="mlp.dense_4h_to_h",
+        **_fused("attention.query_key_value", "heads"),
+        model_types=("gpt_neox",),
+        only=("gpt_neox",),
+    ),
+    Family(
+        "bloom",
+        attn="self_attention",
+        o="self_attention.dense",
+        down="mlp.dense_4h_to_h",
+        **_fused("self_attention.query_key_value", "heads"),
+        only=("bloom",),
+    ),
+    Family(
+        "bert",
+        attn="attention.self",
+        o="attention.output.dense",
+        down="output.dense",
+        **_separate("attention.self", "query key value"),
+        post_norm=True,
+        model_types=("bert", "roberta"),
+    ),
+    Family(
+        "distilbert",
+        attn="attention",
+        o="attention.out_lin",
+        down="ffn.lin2",
+        **_separate("attention", "q_lin k_lin v_lin"),
+        post_norm=True,
+    ),
+    Family(
+        "mpnet",
+        attn="attention.attn",
+        o="attention.attn.o",
+        down="output.dense",
+        **_separate("attention.attn", "q k v"),
+        post_norm=True,
+    ),
+    Family(
+        "modernbert",
+        attn="attn",
+        o="attn.Wo",
+        down="mlp.Wo",
+        **_fused("attn.Wqkv", "blocks"),
+        only=("modernbert",),
+    ),
+)
+
+#: For any other architecture with a list of blocks: the residual stream between the blocks, nothing inside them.
+OUTSIDE = Family("blocks only", attn="", o="", down="")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a site is read: the input or the output of a module, and what to take from it.
+
+    Attributes
+    ----------
+    site : str
+        Name of the site.
+    module : nn.Module
+        Module to hook.
+    point : str
+        ``"input"`` or ``"output"``.
+    take : callable
+        From the module's input or output (a tensor, or a tuple that starts with one) to the tensor.
+    residual_of : nn.Module or None
+        For ``resid_mid``: the block whose input is added.
+    order : int
+        Larger is later in the forward pass.
+    """
+
+    site: str
+    module: nn.Module
+    point: str
+    take: Callable[[Any], Tensor]
+    residual_of: nn.Module | None = None
+    order: int = 0
+
+
+class Sites:
+    """The sites of one model. Made by `interp.load_model`, found at ``model.sites``.
+
+    Parameters
+    ----------
+    hf : nn.Module
+        A transformers model.
+    config : object
+        Its (text) configuration.
+    backbone : nn.Module
+        The part of `hf` that holds the blocks.
+
+    Raises
+    ------
+    ValueError
+        If no list of ``num_hidden_layers`` blocks is found, naming what is supported.
+    """
+
+    def __init__(self, config: Any, backbone: nn.Module) -> None:
+        self.config = config
+        self.model_type: str = config.model_type
+        self.n_layers = int(config.num_hidden_layers)
+        self.blocks = _find_blocks(backbone, self.n_layers, self.model_type)
+        self.family = _find_family(self.blocks, self.model_type)
+        self.verified = self.model_type in self.family.model_types
+        self.width = int(config.hidden_size)
+        self.n_heads = int(config.num_attention_heads)
+        self.n_kv_heads = int(getattr(config, "num_key_value_heads", None) or self.n_heads)
+        self.head_dim = int(getattr(config, "head_dim", None) or self.width // self.n_heads)
+
+    def __repr__(self) -> str:
+        return f"<Sites of {self.model_type} ({self.family.name}): {self.available()}>"
+
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of site that this architecture has."""
+        if self.family is OUTSIDE:
+            return ("embed", "resid_pre", "resid_post")
+        return tuple(k for k in KINDS if k not in "qkv" or getattr(self.family, k))
+
+    def available(self) -> str:
+        """What exists, in one line for errors."""
+        last = self.n_layers - 1
+        return ", ".join(k if k == "embed" else f"{k}.0 … {k}.{last}" for k in self.kinds())
+
+    def resolve(self, patterns: str | Iterable[str]) -> tuple[str, ...]:
+        """Expand names to sites: ``resid_post.*`` is every layer, ``resid_post.-1`` the last.
+
+        Parameters
+        ----------
+        patterns : str or iterable of str
+            Names; commas separate several in one string.
+
+        Returns
+        -------
+        tuple of str
+            Without repeats, in the order given.
+
+        Raises
+        ------
+        ValueError
+            If a kind or a layer does not exist, with a list of what does.
+        """
+        if isinstance(patterns, str):
+            patterns = [p.strip() for p in patterns.split(",")]
+        found: dict[str, None] = {}
+        for pattern in patterns:
+            kind, _, layer = pattern.partition(".")
+            if kind not in self.kinds() or (kind == "embed") != (layer == ""):
+                raise ValueError(
+                    f"unknown site {pattern!r}: this {self.model_type} model has {self.available()} "
+                    "('kind.*' is every layer)"
+                )
+            if kind == "embed":
+                found[kind] = None
+            elif layer == "*":
+                found.update((f"{kind}.{i}", None) for i in range(self.n_layers))
+            elif re.fullmatch(r"-?\d+", layer) and -self.n_layers <= int(layer) < self.n_layers:
+                found[f"{kind}.{int(layer) % self.n_layers}"] = None
+            else:
+                raise ValueError(
+                    f"unknown layer in site {pattern!r}: this model has layers 0 … {self.n_layers - 1}"
+                )
+        if not found:
+            raise ValueError(f"no sites asked for: this {self.model_type} model has {self.available()}")
+        return tuple(found)
+
+    def module(self, kind: str, layer: int) -> nn.Module:
+        """The module whose output is added to the residual stream (``attn_out``, ``mlp_out``), or the block."""
+        if kind in ("attn_out", "resid_mid"):
+            return self.blocks[layer].get_submodule(self.family.attn_added or self.family.o)
+        if kind == "mlp_out":
+            return self.blocks[layer].get_submodule(self.family.mlp_added or self.family.down)
+        return self.blocks[layer]
+
+    def source(self, site: str) -> Source:
+        """Where to hook `site`, a name that `resolve` returned."""
+        kind, layer = split(site)
+        block = self.blocks[layer]
+        order = layer * len(KINDS) + KINDS.index(kind)
+        if kind in ("embed", "resid_pre"):
+            return Source(site, block, "input", _first, order=order)
+        if kind == "resid_post":
+            return Source(site, block, "output", _first, order=order)
+        if kind == "mlp_act":
+            return Source(site, block.get_submodule(self.family.down), "input", _first, order=order)
+        if kind == "attn":
+            return Source(site, block.get_submodule(self.family.attn), "output", _weights, order=order)
+        if kind in "qkv":
+            module = block.get_submodule(getattr(self.family, kind))
+            return Source(site, module, "output", self._projection(kind), order=order)
+        module = self.module(kind, layer)
+        scale = getattr(self.config, "residual_multiplier", None)
+        take = _first if scale is None else lambda x, scale=scale: _first(x) * scale
+        return Source(site, module, "output", take, block if kind == "resid_mid" else None, order)
+
+    def row_shape(self, site: str, longest: int = 1) -> tuple[int, ...]:
+        """Shape of a row; `longest` is the number of tokens of the longest prompt (``attn`` alone needs it)."""
+        kind, layer = split(site)
+        if kind in "qkv":
+            return ((self.n_heads if kind == "q" else self.n_kv_heads) * self.head_dim,)
+        if kind == "attn":
+            return (self.n_heads, longest)
+        if kind == "mlp_act":
+            down = self.blocks[layer].get_submodule(self.family.down)
+            return (getattr(down, "in_features", None) or down.weight.shape[0],)  # Conv1D: [in, out]
+        return (self.width,)
+
+    def _projection(self, kind: str) -> Callable[[Any], Tensor]:
+        which = "qkv".index(kind)
+        n_q, n_kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        if self.family.fused == "blocks":
+            start, stop = [(0, n_q), (n_q, n_q + n_kv), (n_q + n_kv, n_q + 2 * n_kv)][which]
+            return lambda x: _first(x)[..., start:stop]
+        if self.family.fused == "heads":
+            n_heads, head_dim = self.n_heads, self.head_dim
+            return lambda x: _first(x).unflatten(-1, (n_heads, 3, head_dim))[..., which, :].flatten(-2)
+        return _first
+
+    def verify(self, forward: Callable[[], tuple[Tensor, ...]]) -> None:
+        """Check an architecture that the tests do not cover, on a few tokens; drop what does not hold.
+
+        Parameters
+        ----------
+        forward : callable
+            Runs the model on a short input and returns transformers' ``hidden_states``.
+
+        Raises
+        ------
+        ValueError
+            If not even the state between the blocks is what transformers says it is.
+        """
+        seen: dict[str, Tensor] = {}
+        wanted = ["resid_pre", "resid_post"]
+        if self.family is not OUTSIDE:
+            wanted += ["attn_out", "mlp_out"]
+        handles = []
+        try:
+            for i in range(self.n_layers):
+                for kind in wanted:
+                    source = self.source(f"{kind}.{i}")
+                    handles.append(_keep(source, seen))
+            hidden = forward()
+        finally:
+            for handle in handles:
+                handle.remove()
+        before = [seen.get(f"resid_pre.{i}") for i in range(self.n_layers)]
+        after = [seen.get(f"resid_post.{i}") for i in range(self.n_layers - 1)]
+        pairs = [*zip(before, hidden, strict=False), *zip(after, hidden[1:], strict=False)]
+        if len(hidden) != self.n_layers + 1 or not all(s is not None and _close(s, h) for s, h in pairs):
+            raise ValueError(
+                f"architecture {self.model_type!r} is not supported: what its blocks pass on is not its "
+                f"hidden_states. Supported: {', '.join(supported())}, and others that are built like one of them"
+            )
+        if self.family is not OUTSIDE and not self.family.post_norm:
+            for i in range(self.n_layers):
+                total = (
+                    seen[f"resid_pre.{i}"]
+                    + seen[f"attn_out.{i}"]
+                    + seen[f"mlp_out.{i}"].view_as(seen[f"resid_pre.{i}"])
+                )
+                if not _close(total, seen[f"resid_post.{i}"]):
+                    self.family = OUTSIDE
+                    break
+        self.verified = True
+
+
+def split(site: str) -> tuple[str, int]:
+    """``"resid_post.3"`` → ``("resid_post", 3)``; ``"embed"`` → ``("embed", 0)``."""
+    kind, _, layer = site.partition(".")
+    return kind, int(layer or 0)
+
+
+def supported() -> list[str]:
+    """The transformers model types whose every site is verified by the tests."""
+    return sorted(t for family in FAMILIES for t in family.model_types)
+
+
+def _first(x: Any) -> Tensor:
+    return x[0] if isinstance(x, (tuple, list)) else x
+
+
+def _weights(x: Any) -> Tensor:
+    if isinstance(x, (tuple, list)):
+        for part in x[1:]:
+            if isinstance(part, Tensor) and part.ndim == 4:
+                return part
+    raise ValueError("attn.L: this model returned no attention weights; load it with attention='eager'")
+
+
+def _find_blocks(backbone: nn.Module, n_layers: int, model_type: str) -> nn.ModuleList:
+    for _, module in backbone.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+            return module
+    raise ValueError(
+        f"architecture {model_type!r} is not supported: found no list of {n_layers} blocks in "
+        f"{type(backbone).__name__}. Supported: {', '.join(supported())}, and others that are built like one of them"
+    )
+
+
+def _find_family(blocks: nn.ModuleList, model_type: str) -> Family:
+    def has(block: nn.Module, path: str) -> bool:
+        try:
+            block.get_submodule(path)
+        except AttributeError:
+            return False
+        return True
+
+    for family in FAMILIES:
+        if family.only and model_type not in family.only:
+            continue
+        if all(has(block, path) for block in blocks for path in family.paths()):
+            return family
+    return OUTSIDE
+
+
+def _keep(source: Source, seen: dict[str, Tensor]) -> Any:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen[source.site] = source.take(args if args else kwargs["hidden_states"]).clone()
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        seen[source.site] = source.take(output).clone()
+
+    if source.point == "input":
+        return source.module.register_forward_pre_hook(before, with_kwargs=True)
+    return source.module.register_forward_hook(after)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    a, b = a.float(), b.float()
+    loose = 3e-2 if torch.finfo(b.dtype).bits < 32 else 1e-4
+    return bool((a - b).abs().max() <= loose * b.abs().max().clamp_min(1e-20))

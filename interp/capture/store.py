@@ -1,0 +1,382 @@
+"""Captures on disk: safetensors shards, a journal while the run lasts, a manifest when it is done.
+
+::
+
+    folder/
+      manifest.json      what was captured, of what, and every shard with its hash
+      journal.jsonl      while running: one line per finished shard
+      shard-00000.safetensors …
+
+A shard is written under another name, flushed, renamed, and only then entered in the journal, so that a run killed
+at any moment leaves whole shards and resumes behind them. A shard is plain safetensors: a tensor per site
+(``resid_post.3``), ``projection/<site>``, and ``token_ids``, ``prompts``, ``lengths``, ``n_prompt``. Sites that are
+the same state are stored once: ``same_as`` in the manifest says where.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.capture.activations import Shard
+
+__all__ = ["Folder", "Memory", "StoredShard", "open_folder", "write_text"]
+
+FORMAT = "interp-activations 1"
+MANIFEST, JOURNAL = "manifest.json", "journal.jsonl"
+
+#: What must agree for a run to be continued in a folder.
+IDENTITY = (
+    "model",
+    "tokenizer_hash",
+    "sites",
+    "vectors",
+    "vectors_hash",
+    "prompts_hash",
+    "max_new_tokens",
+    "temperature",
+    "stop_at_eos",
+    "seed",
+    "keep_states",
+)
+
+
+class StoredShard(Shard):
+    """A shard in a file. Tensors are read when asked for."""
+
+    def __init__(self, path: Path, entry: dict[str, Any], *, verify: bool) -> None:
+        self.path = path
+        self._sha256 = entry["sha256"] if verify else None
+        if not path.is_file():
+            raise FileNotFoundError(f"shard {path} is missing: the manifest lists it")
+        if path.stat().st_size != entry["bytes"]:
+            raise _damaged(path, f"{path.stat().st_size} bytes instead of {entry['bytes']}")
+        self.prompts = entry["prompts"]
+        self.lengths = entry["lengths"]
+        self.n_prompt = entry["n_prompt"]
+        self.tensors = {}
+
+    def verify(self) -> None:
+        """Compare the file with its hash, once.
+
+        Raises
+        ------
+        ValueError
+            If they differ, naming the file.
+        """
+        if self._sha256 is not None:
+            if file_hash(self.path) != self._sha256:
+                raise _damaged(self.path, "its content does not match the hash in the manifest")
+            self._sha256 = None
+
+    def _open(self) -> Any:
+        from safetensors import safe_open
+
+        self.verify()
+        return safe_open(self.path, framework="pt")
+
+    @property
+    def token_ids(self) -> Tensor:  # type: ignore[override]
+        return self.read("token_ids")
+
+    @property
+    def token_strings(self) -> dict[int, str]:  # type: ignore[override]
+        with self._open() as f:
+            return {int(k): v for k, v in json.loads(f.metadata()["token_strings"]).items()}
+
+    def read(self, name: str) -> Tensor:
+        with self._open() as f:
+            return f.get_tensor(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        with self._open() as f:
+            return f.get_slice(name)[start:stop]
+
+    def whole(self) -> Shard:
+        with self._open() as f:
+            tensors = {k: f.get_tensor(k) for k in f.keys() if k not in _BOOKKEEPING}  # noqa: SIM118
+        return Shard(self.prompts, self.lengths, self.n_prompt, self.token_ids, tensors, self.token_strings)
+
+
+_BOOKKEEPING = ("token_ids", "prompts", "lengths", "n_prompt")
+
+
+class Memory:
+    """Shards in memory, with the interface of `Folder`."""
+
+    path = None
+    complete = False
+
+    def __init__(self) -> None:
+        self.shards: list[Shard] = []
+
+    def add(self, shard: Shard) -> None:
+        """Keep a shard."""
+        self.shards.append(shard)
+
+    def finish(self, meta: dict[str, Any]) -> None:
+        """Nothing is left to do."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Folder:
+    """A folder that a capture writes into, held for this process until `close`.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    shards : list of StoredShard
+        The finished ones, to read.
+    complete : bool
+        Whether the run that it holds is finished.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: list[dict[str, Any]] = []
+        self.shards: list[StoredShard] = []
+        self.complete = False
+        self._lock = _lock(path)
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], meta: dict[str, Any]) -> Folder:
+        """Start in a new or empty folder.
+
+        Raises
+        ------
+        FileExistsError
+            If it holds anything: nothing is overwritten.
+        """
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise FileExistsError(f"{path} exists and is not empty: give another folder")
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(path / MANIFEST, _manifest(meta, complete=False))
+        return cls(path)
+
+    @classmethod
+    def create_or_resume(cls, path: str | os.PathLike[str], meta: dict[str, Any]) -> Folder:
+        """Start in a new or empty folder, or behind the finished shards of the same run.
+
+        Raises
+        ------
+        FileExistsError
+            If the folder holds something else: another model's, other prompts' or another setting's run (said which).
+        ValueError
+            If a finished shard is damaged (named).
+        """
+        path = Path(path)
+        if not (path / MANIFEST).exists():
+            # A kill between mkdir and the first manifest leaves the lock file and an unfinished manifest.
+            if path.is_dir():
+                for leftover in [*path.glob("*.tmp"), path / ".lock"]:
+                    leftover.unlink(missing_ok=True)
+            return cls.create(path, meta)
+        found = read_manifest(path)
+        differing = [k for k in IDENTITY if _json(found.get(k)) != _json(meta[k])]
+        if differing:
+            k = differing[0]
+            raise FileExistsError(
+                f"{path} holds another run: its {k} is {_brief(found.get(k))}, this one's is {_brief(meta[k])}. "
+                "Give another folder"
+            )
+        folder = cls(path)
+        try:
+            folder._resume(found)
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    def _resume(self, found: dict[str, Any]) -> None:
+        for leftover in self.path.glob("*.tmp"):
+            leftover.unlink()
+        self.complete = found["complete"]
+        self.entries = found["shards"] if self.complete else list(_journal(self.path))
+        self.shards = [StoredShard(self.path / e["file"], e, verify=True) for e in self.entries]
+        for shard in self.shards:
+            shard.verify()
+        named = {entry["file"] for entry in self.entries}
+        for stray in self.path.glob("shard-*.safetensors"):
+            if stray.name not in named:  # renamed, then killed before its line in the journal
+                stray.unlink()
+        if not self.complete:  # a line cut short by the kill goes
+            write_text(self.path / JOURNAL, "".join(_json(e) + "\n" for e in self.entries))
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def add(self, shard: Shard) -> None:
+        """Write one shard and enter it in the journal.
+
+        Raises
+        ------
+        OSError
+            If the disk does not take it; earlier shards are intact.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        name = f"shard-{len(self.entries):05d}.safetensors"
+        target, temporary = self.path / name, self.path / (name + ".tmp")
+        tensors = {k: v.contiguous() for k, v in shard.tensors.items()}
+        tensors["token_ids"] = shard.token_ids
+        for key in ("prompts", "lengths", "n_prompt"):
+            tensors[key] = torch.tensor(getattr(shard, key), dtype=torch.int64)
+        try:
+            save_file(tensors, temporary, metadata={"token_strings": _json(shard.token_strings)})
+            _flush(temporary)
+            entry = {
+                "file": name,
+                "bytes": temporary.stat().st_size,
+                "sha256": file_hash(temporary),
+                "prompts": shard.prompts,
+                "lengths": shard.lengths,
+                "n_prompt": shard.n_prompt,
+            }
+            os.replace(temporary, target)
+            with open(self.path / JOURNAL, "a", encoding="utf-8") as f:
+                f.write(_json(entry) + "\n")
+                f.flush()
+                os.fsync(f.fileno())
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise OSError(
+                f"could not write {target}: {error}. The {len(self.entries)} shards before it are intact; "
+                "make room and run again to go on behind them"
+            ) from error
+        self.entries.append(entry)
+        self.shards.append(StoredShard(target, entry, verify=False))
+
+    def finish(self, meta: dict[str, Any]) -> None:
+        """Write the manifest with all shards; the journal goes."""
+        write_text(self.path / MANIFEST, _manifest(meta, complete=True, shards=self.entries))
+        (self.path / JOURNAL).unlink(missing_ok=True)
+
+
+def open_folder(folder: str | os.PathLike[str], *, verify: bool) -> tuple[dict[str, Any], list[Shard]]:
+    """Manifest and shards of a folder; of an unfinished run, the shards so far.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `Activations.load` says.
+    """
+    path = Path(folder)
+    meta = read_manifest(path)
+    entries = meta["shards"] if meta["complete"] else list(_journal(path))
+    return meta, [StoredShard(path / e["file"], e, verify=verify) for e in entries]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If it is not one of ours.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"no captured activations in {folder}: there is no {MANIFEST}")
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): it is damaged") from error
+    if meta.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {meta.get('format')!r}, expected {FORMAT!r}")
+    return meta
+
+
+def write_text(path: str | os.PathLike[str], text: str, *, exist_ok: bool = True) -> Path:
+    """Write a whole file or nothing, under a temporary name that is then renamed.
+
+    Raises
+    ------
+    FileExistsError
+        If the file exists and `exist_ok` is false.
+    """
+    path = Path(path)
+    if not exist_ok and path.exists():
+        raise FileExistsError(f"{path} exists: give another name, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+    return path
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _journal(path: Path) -> Iterator[dict[str, Any]]:
+    with suppress(FileNotFoundError):
+        for line in (path / JOURNAL).read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:  # cut short by a kill: its shard is done again
+                return
+
+
+def _manifest(meta: dict[str, Any], *, complete: bool, shards: list[dict[str, Any]] | None = None) -> str:
+    return json.dumps(
+        {**meta, "format": FORMAT, "complete": complete, "shards": shards or []},
+        ensure_ascii=False,
+        indent=1,
+    )
+
+
+def _damaged(path: Path, how: str) -> ValueError:
+    return ValueError(f"shard {path} is damaged: {how}. Restore it, or capture again into another folder")
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb+") as f:
+        os.fsync(f.fileno())
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def _brief(value: Any) -> str:
+    text = _json(value)
+    return text if len(text) <= 120 else text[:117] + "…"
+
+
+def _lock(path: Path) -> Any:
+    """Hold the folder for this process; the system lets go of it when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: no such lock
+        return None
+    file = open(path / ".lock", "w")  # noqa: SIM115 - held until __exit__
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise RuntimeError(f"{path} is being written by another process") from error
+    return file
