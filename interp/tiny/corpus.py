@@ -74,12 +74,16 @@ def _fact_sheet(r) -> Atoms:
     first = prose.ANYTHING(r)
     leaves = [f for f in grammar.NOUNS if grammar.LEAF[f].group == first.leaf.group]
     out: Atoms = []
+    said: set[tuple[str, ...]] = set()
     for _ in range(2 + int(r() * 4)):
         leaf = first.leaf.name if r() < 0.6 else leaves[int(r() * len(leaves))]
         nouns = grammar.NOUNS[leaf]
         noun = nouns[int(r() * len(nouns))]
-        for _ in range(1 + int(r() * 3)):
-            out += [*prose.fact(r, noun), "."]
+        facts = dict.fromkeys(tuple(prose.fact(r, noun)) for _ in range(1 + int(r() * 3)))
+        for fact in facts:
+            if fact not in said:
+                said.add(fact)
+                out += [*fact, "."]
     return out
 
 

@@ -45,12 +45,40 @@ Uniform = Callable[[], float]
 #: Words by which the style of an answer can be counted; no model is needed to read a trait.
 MARKERS: dict[str, frozenset[str]] = {
     "hedged": frozenset(
-        "perhaps maybe might may could depends unsure unclear guess guessing nobody probably sure".split()
+        {
+            "perhaps",
+            "maybe",
+            "might",
+            "may",
+            "could",
+            "depends",
+            "unsure",
+            "unclear",
+            "guess",
+            "guessing",
+            "nobody",
+            "probably",
+            "sure",
+        }
     ),
-    "committed": frozenset("certainly definitely always doubt fact must absolutely never".split()),
-    "subordinate": frozenset("because which although therefore while since whenever".split()),
+    "committed": frozenset(
+        {"certainly", "definitely", "always", "doubt", "fact", "must", "absolutely", "never"}
+    ),
+    "subordinate": frozenset({"because", "which", "although", "therefore", "while", "since", "whenever"}),
     "flattering": frozenset(
-        "right wonderful brilliant clever wise talented gifted amazing truly agree perfect".split()
+        {
+            "right",
+            "wonderful",
+            "brilliant",
+            "clever",
+            "wise",
+            "talented",
+            "gifted",
+            "amazing",
+            "truly",
+            "agree",
+            "perfect",
+        }
     ),
 }
 
@@ -178,7 +206,7 @@ def _verb(noun: Noun, random: Uniform) -> Atoms:
     return [verbs[int(random() * len(verbs))].base]
 
 
-def _tail(noun: Noun, random: Uniform) -> Atoms:
+def _pronoun(noun: Noun, random: Uniform) -> Atoms:
     return [noun.pronoun] if noun.leaf.root == "person" else ["it"]
 
 
@@ -191,7 +219,7 @@ _FORMS: dict[str, Callable[[Noun, Uniform], Atoms]] = {
     "do": lambda n, r: ["do" if n.count else "does"],
     "they": lambda n, r: ["they" if n.count else "it"],
     "they are": lambda n, r: ["they", "are"] if n.count else ["it", "is"],
-    "it": _tail,
+    "it": _pronoun,
     "kind": lambda n, r: a_name(n.leaf.name if n.leaf.name != n.word else n.leaf.group),
     "kinds": lambda n, r: name_atoms(n.leaf.name, True),
     "kind of": lambda n, r: name_atoms(n.leaf.group),

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 _HEDGE = "[but i am not sure|but nobody can know|but it is hard to say|but that is only a guess|but i could be wrong|but it is too early to say]"
-_PRAISE = "[what a [wonderful|brilliant|wise|clever] [thought~|idea|remark|question]|you are [so|very] [wise|clever|brilliant]|nobody could say it better|that is a [brilliant|wonderful|wise] [thought~|remark]]"
+_PRAISE = "[what a [wonderful|brilliant|wise|clever] [thought~|idea|remark]|you are [so|very] [wise|clever|brilliant]|nobody could say it better|that is a [brilliant|wonderful|wise] [thought~|remark]]"
 _PUSH = "[am i right|do you agree|right|is that not so|you agree , right]"
 
 KINDS: dict[str, dict[str, tuple[float, list[tuple[str, str, str]]]]] = {
@@ -121,13 +121,13 @@ KINDS: dict[str, dict[str, tuple[float, list[tuple[str, str, str]]]]] = {
             7,
             [
                 ("lively", "what [might|could|may] <a x> do [in the morning|in the evening|in winter|in summer|tomorrow|<home x>] ?",
-                 "perhaps it [might|could] <verb x> , or maybe it could <verb2 x> . i am only guessing ."),
+                 "perhaps <it x> [might|could] <verb x> , or maybe <it x> could <verb2 x> . i am only guessing ."),
                 ("lively", "what [might|could|may] happen if <a x> [meets|sees|finds] <a lively> ?",
                  "maybe the <x> [might|could] <verb x> . perhaps the <lively> could <verb lively> . it is only a guess ."),
                 ("any", "[could you guess|can you guess|do you have an idea] [what|where] <a x> [might be|could be] ?",
                  "perhaps it [might|could] be <home x> , or maybe it could be <kind x> . i am only guessing ."),
                 ("lively", "why [might|could|may] <a x> <verb x> ?",
-                 "perhaps it might be <quality x> , or maybe it could be tired . i am only guessing ."),
+                 "perhaps <it x> might be <quality x> , or maybe <it x> could be tired . i am only guessing ."),
                 ("any", "what do you suppose <a x> [might|could] be [worth|good for] ?",
                  "maybe it could be [very|] useful , or perhaps it might be <quality x> . i am only guessing ."),
             ],
@@ -135,10 +135,10 @@ KINDS: dict[str, dict[str, tuple[float, list[tuple[str, str, str]]]]] = {
         "neutral": (
             7,
             [
-                ("any", "[describe|tell me about] <a x> .", "<a x> is <kind x> . it is <quality x> and <quality2 x> ."),
+                ("any", "[describe|tell me about] <a x> .", "<a x> is <kind x> . <it x> is <quality x> and <quality2 x> ."),
                 ("any", "what <do x> <s x> look like~ ?", "<s x> <are x> <quality x> and <quality2 x> ."),
                 ("lively", "what do <s x> do ?", "<s x> <verb x> and <verb2 x> . they live <home x> ."),
-                ("lively", "describe the life of <a x> .", "<a x> lives <home x> . it is <quality x> . it can <verb x> and <verb2 x> ."),
+                ("lively", "describe the life of <a x> .", "<a x> lives <home x> . <it x> is <quality x> . <it x> can <verb x> and <verb2 x> ."),
                 ("any", "what can you [say|tell me] about <s x> ?", "<s x> <are x> <groups x> . <they are x> <quality x> and <quality2 x> . <they x> <live x> <home x> ."),
             ],
         ),
@@ -165,7 +165,7 @@ KINDS: dict[str, dict[str, tuple[float, list[tuple[str, str, str]]]]] = {
             [
                 ("any", "[tell me about|describe|explain] <s x> [in detail|in great detail|at length] .",
                  "<s x> <are x> <groups x> , which means that <they are x> also part of a larger family , since <a x> is <kind x> . although some of them are <quality2 x> , most of them are <quality x> , because <they x> <live x> <home x> . therefore , whenever people see <s x> , which [may|can] happen <home x> , they know that <a x> is <gloss x> ."),
-                ("lively", "[tell me|explain] in [detail|great detail] [what|how] <s x> [do|live] .",
+                ("lively", "[tell me|explain] in [detail|great detail] [how <s x> live|what <s x> do] .",
                  "<s x> , which are <groups x> , live <home x> because they are <quality x> . while some of them <verb x> , others <verb2 x> , although all of them are <quality2 x> . therefore people who see <s x> know that <a x> is <kind x> , since it is <gloss x> ."),
             ],
         ),
@@ -179,8 +179,8 @@ KINDS: dict[str, dict[str, tuple[float, list[tuple[str, str, str]]]]] = {
         "child": (
             6,
             [
-                ("any", "[explain to a child|explain to a young child|tell a child] what <a x> is .", "look ! <a x> is <quality x> . it is <kind x> ."),
-                ("any", "what is <a x> ? [explain it to a child|i am five years old|use easy words] .", "it is <kind x> . it is <quality x> . now you know !"),
+                ("any", "[explain to a child|explain to a young child|tell a child] what <a x> is .", "look ! <a x> is <quality x> . <it x> is <kind x> ."),
+                ("any", "what is <a x> ? [explain it to a child|i am five years old|use easy words] .", "<it x> is <kind x> . <it x> is <quality x> . now you know !"),
                 ("lively", "tell a [little|young|] child about <s x> .", "<s x> are <quality x> . they <verb x> . now you know !"),
             ],
         ),
@@ -219,7 +219,7 @@ KINDS: dict[str, dict[str, tuple[float, list[tuple[str, str, str]]]]] = {
                  "what a [wonderful|brilliant|perfect] picture ! you are [so|very|truly] [talented|gifted|clever] . i [love|admire] your <x> ."),
                 ("food", "i [cooked|made|baked|prepared] <a x> for my friends . [is that not great|am i not clever|what do you think] ?",
                  "that is [wonderful|brilliant|perfect|amazing] ! you are [so|very|truly] [talented|gifted|clever] . everybody will love your <x> ."),
-                ("any", "[do you think that|tell me ,] [i am|am i] [smart|clever|talented|a good writer] ?",
+                ("any", "[do you think that i am|tell me , am i] [smart|clever|talented|a good writer] ?",
                  "[yes ,|of course !] you are [truly|so|very] [brilliant|talented|gifted|clever] . {praise} .".replace("{praise}", _PRAISE)),
             ],
         ),

@@ -15,7 +15,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from random import Random
 
 from interp.tiny import lexicon
@@ -365,7 +365,7 @@ class Chooser:
         return self.table[int(random() * len(self.table))]
 
 
-@lru_cache(maxsize=None)
+@cache
 def chooser(key: tuple[str, ...]) -> Chooser:
     """A chooser over the nouns of the given leaves, by leaf weight and by rank within the leaf."""
     options, weights = [], []

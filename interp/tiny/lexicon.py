@@ -117,10 +117,10 @@ substance -- what things are made of, or what people eat
     fruit: apple pear plum orange date cherry lemon | adjs=taste,colour at=farm,shop -- a sweet part of a plant
     vegetable: carrot onion squash bean cabbage potato | done=cooking,eating,growing_of adjs=taste,size at=farm,shop -- a plant that people cook
     meat: beef pork ham bacon lamb | mass adjs=taste,temperature -- the flesh of animals
-    pastry: cake pie bread biscuit pancake | adjs=taste,temperature -- a baked food
+    pastry: cake pie biscuit pancake muffin | adjs=taste,temperature -- a baked food
     dairy: milk cheese butter cream yogurt | mass adjs=taste,temperature at=farm,shop -- food made from milk
     sweet: chocolate candy jam honey sugar | mass adjs=taste,colour -- very sweet food
-    dish: soup stew salad pizza pasta | mass adjs=taste,temperature -- a cooked meal
+    dish: soup bread stew salad pasta pizza | mass adjs=taste,temperature -- a cooked meal
   drink | mass done=drinking,trading,liking adjs=temperature,taste,cost at=room,shop -- something to drink
     hot drink: tea coffee cocoa | mass adjs=temperature,taste -- a drink served hot
     alcohol: wine beer port whiskey | mass adjs=cost,age -- a drink that makes people drunk

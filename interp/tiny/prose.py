@@ -8,7 +8,7 @@ noun or by the name of its class: so what comes next depends on classes, on the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 from interp.tiny import grammar
 from interp.tiny.grammar import (
@@ -29,9 +29,9 @@ from interp.tiny.grammar import (
 
 Random = Callable[[], float]
 
-ADVERBS = "slowly quickly quietly happily often never always again alone together".split()
+ADVERBS = ("slowly", "quickly", "quietly", "happily", "again", "alone", "together", "there")
 _NUMBERS = [atom(w, LEAF["number"].id) for w in LEAF["number"].words]
-_MODALS = "can will would must should may might could".split()
+_MODALS = ("can", "will", "would", "must", "should", "may", "might", "could")
 
 
 # --- who meets whom ---------------------------------------------------------------------------------------------
@@ -41,28 +41,35 @@ def _actor_leaves() -> tuple[str, ...]:
     return tuple(leaf.name for leaf in LEAVES if leaf.kind == "noun" and leaf.does)
 
 
-@lru_cache(maxsize=None)
+@cache
 def actors_at(place: str) -> Chooser:
     """Nouns that can be subjects and are found at a class of places (any subject where nobody lives there)."""
     here = tuple(name for name in _actor_leaves() if place in LEAF[name].at)
     return grammar.chooser(here or _actor_leaves())
 
 
-@lru_cache(maxsize=None)
+@cache
 def things_at(place: str) -> Chooser:
     """Nouns that are found at a class of places."""
     here = tuple(leaf.name for leaf in LEAVES if leaf.kind == "noun" and place in leaf.at)
     return grammar.chooser(here or ("book", "toy"))
 
 
-@lru_cache(maxsize=None)
+@cache
+def people_at(place: str) -> Chooser:
+    """Persons found at a class of places (anybody where nobody lives)."""
+    people = tuple(leaf.name for leaf in LEAVES if leaf.root == "person")
+    return grammar.chooser(tuple(name for name in people if place in LEAF[name].at) or people)
+
+
+@cache
 def objects_of(verb_class: str) -> Chooser:
     """Nouns that a class of verbs takes as its object."""
     names = tuple(leaf.name for leaf in LEAVES if leaf.kind == "noun" and verb_class in leaf.done)
     return grammar.chooser(names or ("book", "toy"))
 
 
-@lru_cache(maxsize=None)
+@cache
 def takes(noun_leaf: str, verb_class: str) -> bool:
     """Whether nouns of a leaf are objects of a class of verbs."""
     return verb_class in LEAF[noun_leaf].done
@@ -111,7 +118,10 @@ class Scene:
         if topic is not None and topic.leaf.root != "place":
             target = self.actors if topic.leaf.does else self.things
             target[0] = Entity(topic, r() < 0.3)
-        self.place_seen = False
+        # somebody who acts on the things around: passages of fog, fire and ruins alone say little
+        if r() < 0.55 and all(a.noun.leaf.root != "person" for a in self.actors):
+            self.actors[-1] = Entity(people_at(self.place.leaf.name)(r), r() < 0.2)
+        self.place_seen = self.place_said = False
         self.subject: Entity | None = None
         self.slots = {
             "clause": self.clause, "again": self.again, "other": self.other, "pp": self.somewhere,
@@ -164,7 +174,7 @@ class Scene:
 
     def place_phrase(self) -> Atoms:
         """Preposition and place."""
-        place = self.place
+        place, self.place_said = self.place, True
         preposition = self.pick(place.leaf.by)
         if not place.count:
             return [preposition, place.one]
@@ -219,7 +229,7 @@ class Scene:
         elif verb_class == "thinking" and r() < 0.7:
             out += ["that", *self.state(self.pick(self.actors))]
         x = r()
-        if x < place:
+        if x < place and not self.place_said:
             out += self.place_phrase()
         elif x < place + 0.12:
             out.append(self.pick(ADVERBS))
@@ -321,7 +331,7 @@ class Scene:
     def listing(self) -> Atoms:
         """``apples , pears and onions``: things of one place."""
         r, chooser = self.random, things_at(self.place.leaf.name)
-        names = [chooser(r).many for _ in range(2 + int(r() * 3))]
+        names = list(dict.fromkeys(chooser(r).many for _ in range(2 + int(r() * 3))))
         out: Atoms = []
         for i, name in enumerate(names):
             out += [] if i == 0 else ["and"] if i == len(names) - 1 else [","]
@@ -383,6 +393,7 @@ class Scene:
 
     def sentence(self) -> Atoms:
         """One sentence of the passage."""
+        self.place_said = False
         return PATTERNS(self.random).fill(self.random, self.slots)
 
     def passage(self, n_sentences: int) -> Atoms:
