@@ -60,6 +60,7 @@ function short(v) {
   if (a >= 1e9) return +(v / 1e9).toPrecision(3) + "G";
   if (a >= 1e6) return +(v / 1e6).toPrecision(3) + "M";
   if (a >= 1e4) return +(v / 1e3).toPrecision(3) + "k";
+  if (a >= 1e3) return whole(v);
   if (a >= 1e-3) return String(+v.toPrecision(3));
   return v.toExponential(1).replace("e-", "e−");
 }
@@ -99,8 +100,19 @@ function niceTicks(lo, hi, n) {
   return out;
 }
 
-/** A scale {f: value → 0…1, ticks: [[value, label]]} of kind linear, log or count (0, then log). */
+/** A scale {f: value → 0…1, ticks: [[value, label]]} of kind linear, log, tight (log) or count (0, then log). */
 function scale(kind, lo, hi, n) {
+  if (kind === "tight") {
+    const [a, b] = [Math.log10(lo), Math.log10(hi > lo ? hi : lo * 10)];
+    const ticks = [];
+    for (let k = Math.floor(a); k <= b; k++) {
+      for (const m of b - a < 2.5 ? [1, 2, 5] : [1]) {
+        const v = m * 10 ** k;
+        if (v >= lo * 0.999 && v <= hi * 1.001) ticks.push([v, short(v)]);
+      }
+    }
+    return { f: (v) => (v > 0 ? (Math.log10(v) - a) / (b - a) : 0), ticks };
+  }
   if (kind === "log") {
     let a = Math.floor(Math.log10(lo) + 1e-9);
     let b = Math.ceil(Math.log10(hi) - 1e-9);
@@ -200,9 +212,10 @@ function paint(canvas, tip, at, theme, spec) {
   const lines = spec.lines || [];
   const bands = spec.bands || [];
   const bars = spec.bars || [];
-  const ys = [...lines.map((l) => l.y), ...bands.flatMap((b) => [b.lo, b.hi]), ...bars.map((b) => [b.y]), (spec.levels || []).map((l) => l.y)];
+  const marks = spec.marks || [];
+  const ys = [marks.flatMap((m) => [m.lo, m.hi]), ...lines.map((l) => l.y), ...bands.flatMap((b) => [b.lo, b.hi]), ...bars.map((b) => [b.y]), (spec.levels || []).map((l) => l.y)];
   const range = spec.yrange || extent(ys, spec.y === "log");
-  const xs = spec.xrange || extent(lines.map((l) => l.x).concat(bands.map((b) => b.x)), spec.xkind === "log");
+  const xs = spec.xrange || extent(lines.map((l) => l.x).concat(bands.map((b) => b.x)), spec.xkind === "tight");
   if (!range || !xs) {
     c.fillStyle = theme.soft;
     c.textAlign = "center";
@@ -274,6 +287,21 @@ function paint(canvas, tip, at, theme, spec) {
     c.fill();
     c.globalAlpha = 1;
   }
+  for (const m of spec.marks || []) {
+    const x = px(m.x);
+    c.strokeStyle = c.fillStyle = m.colour;
+    c.globalAlpha = 0.5;
+    c.lineWidth = Math.min(Math.max((0.6 * box.w) / spec.marks.length, 1), 5);
+    c.beginPath();
+    c.moveTo(x, py(m.lo));
+    c.lineTo(x, py(m.hi));
+    c.stroke();
+    c.globalAlpha = 1;
+    c.beginPath();
+    c.arc(x, py(m.y), 2, 0, 7);
+    c.fill();
+  }
+  c.lineWidth = 1;
   for (const level of spec.levels || []) {
     c.strokeStyle = level.colour || theme.soft;
     c.setLineDash([3, 3]);
@@ -282,26 +310,42 @@ function paint(canvas, tip, at, theme, spec) {
     c.lineTo(box.x + box.w, py(level.y));
     c.stroke();
     c.setLineDash([]);
+    c.fillStyle = level.colour || theme.soft;
+    c.textAlign = "right";
+    c.textBaseline = "bottom";
+    c.fillText(level.label, box.x + box.w - 2, py(level.y) - 2);
   }
   c.lineJoin = "round";
   for (const l of lines) {
     c.strokeStyle = l.colour;
     c.lineWidth = l.width || 1.6;
     c.globalAlpha = l.alpha || 1;
-    c.beginPath();
-    let open = false;
-    let before = 0;
+    const path = new Path2D();
+    let first = null; // first and last drawn point, in pixels
+    let end = null;
     for (let i = 0; i < l.x.length; i++) {
       if (!Number.isFinite(l.y[i]) || (spec.y === "log" && l.y[i] <= 0)) continue;
-      const x = px(l.x[i]);
-      const y = py(l.y[i]);
-      if (open && l.step) c.lineTo(x, before);
-      c[open ? "lineTo" : "moveTo"](x, y);
-      open = true;
-      before = y;
+      const [x, y] = [px(l.x[i]), py(l.y[i])];
+      if (end && l.step) path.lineTo(x, end[1]);
+      path[end ? "lineTo" : "moveTo"](x, y);
+      first = first || [x, y];
+      end = [x, y];
     }
-    c.stroke();
+    c.stroke(path);
+    if (l.area && end) {
+      path.lineTo(end[0], box.y + box.h);
+      path.lineTo(first[0], box.y + box.h);
+      c.fillStyle = l.colour;
+      c.globalAlpha = 0.12;
+      c.fill(path);
+    }
     c.globalAlpha = 1;
+    if (l.dot && end) {
+      c.fillStyle = l.colour;
+      c.beginPath();
+      c.arc(end[0], end[1], 2.6, 0, 7);
+      c.fill();
+    }
   }
   c.restore();
 

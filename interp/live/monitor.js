@@ -67,13 +67,14 @@ const FIT = {
       for (let k = 1; k < ends.length; k += 2) stripes.push([ends[k], ends[k + 1] ?? h.steps]);
     }
     const common = { xlabel: "iteration", wholeX: true, xrange: x.length ? [Math.min(x[0], 1), Math.max(h.steps, 2)] : null, stripes };
+    const live = h.state === "running" || h.state === "paused";
     const where = (i) => [["iteration", whole(x[i])], ["slab", whole(it.slab[i])]];
     panels[0].draw(t, {
       ...common, y: "count", ylabel: "pairs",
       yrange: x.length ? [0, Math.max(...it.active, ...it.inert, 1)] : null,
       lines: [
         { x, y: it.inert, colour: t.grey, step: true },
-        { x, y: it.active, colour: t.blue, step: true },
+        { x, y: it.active, colour: t.blue, step: true, area: true, dot: live },
         { x, y: it.fail, colour: t.vermillion, step: true },
       ],
       legend: [["active", t.blue], ["inert", t.grey], ["n_fail", t.vermillion]],
@@ -86,7 +87,7 @@ const FIT = {
         { x, lo: it.lam_min, hi: it.lam_max, colour: t.orange, alpha: 0.16 },
         { x, lo: it.lam_q1, hi: it.lam_q3, colour: t.orange, alpha: 0.38 },
       ],
-      lines: [{ x, y: it.lam_median, colour: t.orange }],
+      lines: [{ x, y: it.lam_median, colour: t.orange, dot: live }],
       legend: [["min to max", t.orange, "pale"], ["quartiles", t.orange, "band"], ["median", t.orange]],
       tip: nearest(x, (i) => [...where(i), ["max", short(it.lam_max[i])], ["upper quartile", short(it.lam_q3[i])], ["median", short(it.lam_median[i])], ["lower quartile", short(it.lam_q1[i])], ["min", short(it.lam_min[i])]]),
     });
@@ -119,10 +120,10 @@ const FIT = {
       lines: [
         { x, y: it.loss_max, colour: t.sky },
         { x, y: it.loss_mean, colour: t.green },
-        { x, y: it.grad, colour: t.purple },
+        { x, y: it.grad, colour: t.purple, dot: live },
       ],
-      levels: h.tol ? [{ y: h.tol, colour: t.soft }] : [],
-      legend: [["mean loss", t.green], ["max loss", t.sky], ["max gradient", t.purple], ["tol", t.soft, "dash"]],
+      levels: h.tol ? [{ y: h.tol, colour: t.soft, label: "tol" }] : [],
+      legend: [["mean loss", t.green], ["max loss", t.sky], ["max gradient", t.purple]],
       tip: nearest(x, (i) => [...where(i), ["mean loss", short(it.loss_mean[i])], ["max loss", short(it.loss_max[i])], ["max gradient", short(it.grad[i])]]),
     });
   },
@@ -173,14 +174,14 @@ const CAPTURE = {
     panels[1].draw(t, {
       y: "linear", zero: true, ylabel: "GiB", xlabel: "batch", wholeX: true, xrange,
       bars: spans.map(([x0, x1], i) => ({ x0, x1, y: gib[i], colour: t.purple })),
-      levels: h.bytes_total ? [{ y: h.bytes_total / 2 ** 30, colour: t.ink }] : [],
-      legend: [["in use", t.purple, "box"], ["there is", t.ink, "dash"]],
+      levels: h.bytes_total ? [{ y: h.bytes_total / 2 ** 30, colour: t.soft, label: "there is" }] : [],
+      legend: [["in use", t.purple, "box"]],
       tip: (pointer, px) => {
         const i = found(pointer, px);
         return i < 0 ? null : { x: middle(i, px), rows: [["batch", whole(x[i])], ["in use", bytes(b.bytes[i])], ["there is", bytes(h.bytes_total)]] };
       },
     });
-    panels[2].bars(t, Object.entries(h.stages).map(([name, v]) => [name, v, clock(v), t.green]), "seconds");
+    panels[2].bars(t, Object.entries(h.stages).map(([name, v]) => [name, v, short(v) + " s", t.green]), "seconds");
     panels[3].draw(t, {
       heat: { rows: Object.keys(h.projections), columns: h.tokens, values: Object.values(h.projections) },
       empty: "no vectors to project on",
@@ -203,18 +204,18 @@ const LENS = {
     ["Grades", "Lenses by grade A, B, C, U"],
     ["Learning curves", "F1 of single lenses by number of samples"],
     ["All lenses", "Quartiles of F1 over all lenses by iteration"],
+    ["Scores", "Score of each lens with its 95 % interval, sorted"],
     ["Concepts", "The latest lenses"],
   ],
-  table: true,
   draw(panels, h, s, t, table) {
     const colour = { A: t.green, B: t.sky, C: t.orange, U: t.grey };
     panels[0].columns(t, GRADES.map((g) => [g, h.grades[g], colour[g]]), h.n_lenses);
     const curves = h.curves.filter((c) => c.length);
     panels[1].draw(t, {
-      y: "linear", xkind: "log", ylabel: "F1", xlabel: "samples",
+      y: "linear", xkind: "tight", ylabel: "F1", xlabel: "samples",
       lines: curves.map((c) => ({ x: c.map((p) => p[0]), y: c.map((p) => p[1]), colour: t.blue, width: 1, alpha: 0.45 })),
-      levels: h.target ? [{ y: h.target, colour: t.vermillion }] : [],
-      legend: [["a lens", t.blue], ["target", t.vermillion, "dash"]],
+      levels: h.target ? [{ y: h.target, colour: t.vermillion, label: "target" }] : [],
+      legend: [["a lens", t.blue]],
     });
     const q = h.quartiles;
     const known = (v) => v.map((x) => (x === null ? NaN : x));
@@ -222,11 +223,20 @@ const LENS = {
       y: "linear", ylabel: "F1", xlabel: "iteration", wholeX: true,
       bands: [{ x: q.x, lo: known(q.q1), hi: known(q.q3), colour: t.blue, alpha: 0.25 }],
       lines: [{ x: q.x, y: known(q.median), colour: t.blue }],
-      levels: h.target ? [{ y: h.target, colour: t.vermillion }] : [],
+      levels: h.target ? [{ y: h.target, colour: t.vermillion, label: "target" }] : [],
       legend: [["quartiles", t.blue, "band"], ["median", t.blue]],
       tip: nearest(q.x, (i) => [["iteration", q.x[i]], ["lenses", whole(q.n[i])], ["upper quartile", short(q.q3[i])], ["median", short(q.median[i])], ["lower quartile", short(q.q1[i])]]),
     });
-    panels[3].table(t, table, colour);
+    const scored = table.filter((r) => r.score !== null).sort((a, b) => a.score - b.score);
+    panels[3].draw(t, {
+      y: "linear", ylabel: "2·AUROC − 1", xlabel: "lenses by score", wholeX: true, xrange: [-1, Math.max(scored.length, 2)],
+      yrange: scored.length ? [Math.min(0, ...scored.map((r) => r.low ?? r.score)), 1] : null,
+      marks: scored.map((r, x) => ({ x, y: r.score, lo: r.low ?? r.score, hi: r.high ?? r.score, colour: colour[r.grade] })),
+      levels: [[0.5, "A"], [0.2, "B"]].map(([y, label]) => ({ y, label, colour: t.soft })),
+      legend: GRADES.map((g) => [g, colour[g], "box"]),
+      tip: nearest([...scored.keys()], (i) => [["concept", scored[i].term], ["grade", scored[i].grade], ["score", short(scored[i].score)], ["interval", `${short(scored[i].low)} … ${short(scored[i].high)}`]]),
+    });
+    panels[4].table(t, table, colour);
   },
 };
 

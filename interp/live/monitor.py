@@ -297,8 +297,9 @@ class Monitor(anywidget.AnyWidget):
         """Display the monitor here, with the place of the picture that stays."""
         from IPython.display import display
 
-        data, *rest = super()._repr_mimebundle_() or ({},)
-        display({**data, "text/plain": repr(self)}, raw=True, metadata=rest[0] if rest else None)
+        # Where a page cannot show the widget (no kernel), nothing stands here: the place below has the picture.
+        data = {**self._repr_mimebundle_()[0], "text/html": "", "text/plain": self.name}
+        display(data, raw=True)
         self._place.show(self._ended)
 
     def _ipython_display_(self) -> None:

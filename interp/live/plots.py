@@ -94,20 +94,21 @@ def fit_figure(source: FitDigest | Iterable[Event], *, dark: bool = False) -> Fi
     _label(slabs, "Seconds by slab", "first class of the slab", "seconds", theme)
     bars = digest.slabs
     if len(bars):
-        start, stop = bars["start"], bars["stop"]
+        start, width, height = bars["start"], 0.9 * (bars["stop"] - bars["start"]), bars["seconds"]
+        slabs.bar(start, height, width=width, align="edge", color=theme.main, label="slab")
         failed = bars["fail"] > 0
-        edge = np.where(failed, COLOURS["vermillion"], theme.main)
-        slabs.bar(start, bars["seconds"], width=0.86 * (stop - start), align="edge", color=edge)
-        if failed.any():
-            slabs.plot([], [], "s", color=COLOURS["vermillion"], label="with failures")
+        if failed.any():  # marked at the foot, so that the height still reads
+            foot = np.full(failed.sum(), 0.03 * height.max())
+            red = COLOURS["vermillion"]
+            slabs.bar(start[failed], foot, width=width[failed], align="edge", color=red, label="with n_fail")
             _legend(slabs, theme)
 
     _label(loss, "Loss and gradient", "iteration", "nats, scaled gradient", theme)
     drawn = False
     for name, label, colour in (
         ("loss_mean", "mean loss", COLOURS["green"]),
-        ("loss_max", "largest loss", COLOURS["sky"]),
-        ("grad", "largest gradient", COLOURS["purple"]),
+        ("loss_max", "max loss", COLOURS["sky"]),
+        ("grad", "max gradient", COLOURS["purple"]),
     ):
         y = it[name]
         known = ~np.isnan(y) & (y > 0)
@@ -115,7 +116,14 @@ def fit_figure(source: FitDigest | Iterable[Event], *, dark: bool = False) -> Fi
             loss.plot(x[known], y[known], color=colour, lw=1.6, label=label)
             drawn = True
     if digest.begin is not None:
-        loss.axhline(digest.begin.tol, color=theme.ink, lw=0.8, ls=":", label="tol")
+        loss.axhline(digest.begin.tol, color=theme.ink, lw=0.8, ls=":")
+        at = {
+            "xy": (1, digest.begin.tol),
+            "xycoords": ("axes fraction", "data"),
+            "ha": "right",
+            "va": "bottom",
+        }
+        loss.annotate("tol", fontsize=7.5, color=theme.ink, **at)
     if drawn:
         _log(loss)
         _legend(loss, theme)
@@ -145,8 +153,10 @@ def lens_figure(source: LensDigest | Iterable[Event], *, dark: bool = False) -> 
         curves.axhline(target, color=COLOURS["vermillion"], lw=1, ls="--", label=f"target {target:g}")
         _legend(curves, theme)
     curves.set_ylim(top=1.02)
+    if digest.curves:
+        curves.set_xscale("log")
 
-    _label(scores, "Score, 95 % interval", "lenses by score", "2·AUROC − 1", theme)
+    _label(scores, "Scores", "lenses by score", "2·AUROC − 1, 95 % interval", theme)
     rows = [r for r in digest.rows.values() if r["score"] is not None]
     rows.sort(key=lambda r: r["score"])
     for grade, colour in GRADE_COLOURS.items():
@@ -154,8 +164,8 @@ def lens_figure(source: LensDigest | Iterable[Event], *, dark: bool = False) -> 
         mine = [rows[i] for i in at]
         low = [r["score"] if r["low"] is None else r["low"] for r in mine]
         high = [r["score"] if r["high"] is None else r["high"] for r in mine]
-        scores.vlines(at, low, high, color=colour, lw=1)
-        scores.plot(at, [r["score"] for r in mine], ".", color=colour, ms=4, label=grade)
+        scores.vlines(at, low, high, color=colour, lw=1.4, alpha=0.5)
+        scores.plot(at, [r["score"] for r in mine], ".", color=colour, ms=3.5, label=grade)
     for bound in (0.5, 0.2):
         scores.axhline(bound, color=theme.ink, lw=0.7, ls=":")
     if rows:
@@ -289,7 +299,13 @@ def _label(ax: Axes, title: str, x: str, y: str, theme: _Theme) -> None:
 
 
 def _legend(ax: Axes, theme: _Theme) -> None:
-    ax.legend(fontsize=7.5, frameon=False, labelcolor=theme.ink, loc="best")
+    """A legend in one line above the panel, right of its title, where it covers nothing."""
+    handles, labels = ax.get_legend_handles_labels()
+    where = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.99), "borderaxespad": 0.0, "ncols": len(labels)}
+    ax.legend(
+        handles, labels, fontsize=7.5, frameon=False, labelcolor=theme.ink, handlelength=1.1,
+        columnspacing=1.0, handletextpad=0.5, **where,
+    )  # fmt: skip
 
 
 def _log(ax: Axes) -> None:

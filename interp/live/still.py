@@ -26,11 +26,12 @@ _PATIENCE = 20.0
 _STYLE = """<style>
 .interp-static {{ font: 12px/1.4 var(--jp-ui-font-family, system-ui, sans-serif); max-width: 1100px; }}
 .interp-static img {{ max-width: 100%; border-radius: 8px; display: block; }}
-.interp-static table {{ border-collapse: collapse; margin: 8px 0 2px; }}
-.interp-static th, .interp-static td {{ text-align: left; padding: 2px 14px 2px 0; font-weight: 400; }}
+.interp-static table {{ border-collapse: collapse; margin: 8px 0 2px; font-size: 12px; }}
+.interp-static tr {{ background: none !important; }}
+.interp-static th, .interp-static td {{
+  text-align: left !important; padding: 2px 14px 2px 0 !important; font-weight: 400 !important; }}
 .interp-static th {{ opacity: 0.7; }}
-.jp-OutputArea:has([data-run="{uid}"] img) .jp-OutputArea-child:has(> .jupyter-widgets:not(:has(*)))
-  {{ display: none; }}
+.jp-OutputArea:has([data-run="{uid}"] img) .jupyter-widgets:not(:has(*)) {{ display: none; }}
 </style>"""
 
 

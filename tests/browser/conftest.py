@@ -1,0 +1,162 @@
+"""A real JupyterLab in a real browser: one server for all tests, isolated from the user's settings."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHOTS = ROOT / "runs" / "browser"
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def _chromium() -> str | None:
+    return next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+
+
+class Lab:
+    """A running JupyterLab; `notebook` writes a notebook into it, `open` shows one in the browser."""
+
+    def __init__(self, root: Path, settings: Path, url: str, token: str) -> None:
+        self.root, self.settings, self.url, self.token = root, settings, url, token
+        self._setting("notification", {"fetchNews": "false", "checkForUpdates": False})
+
+    def notebook(self, name: str, cells: list[str], kernel: str = "python3") -> str:
+        import nbformat.v4 as v4
+
+        book = v4.new_notebook(
+            cells=[v4.new_code_cell(c) for c in cells],
+            metadata={"kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}},
+        )
+        (self.root / name).write_text(json.dumps(book), encoding="utf-8")
+        return name
+
+    def open(self, page, name: str, *, reset: bool = True) -> None:
+        end = "?reset" if reset else ""
+        page.goto(f"{self.url}/lab/tree/{name}{end}", timeout=60_000)
+        idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+        idle.first.wait_for(state="attached", timeout=60_000)
+
+    def theme(self, name: str) -> None:
+        """The theme of pages opened from now on: "Light" or "Dark"."""
+        self._setting("themes", {"theme": f"JupyterLab {name}"})
+
+    def _setting(self, plugin: str, value: dict) -> None:
+        folder = self.settings / "@jupyterlab" / "apputils-extension"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{plugin}.jupyterlab-settings").write_text(json.dumps(value), encoding="utf-8")
+
+    def run_all(self, page) -> None:
+        page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
+        page.locator("[data-command='runmenu:run-all']").click()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    pytest.importorskip("jupyterlab", reason="needs jupyterlab (pip install 'interp[test]')")
+    home = tmp_path_factory.mktemp("jupyter")
+    root = tmp_path_factory.mktemp("notebooks")
+    for file in (ROOT / "notebooks").glob("*.ipynb"):
+        shutil.copy(file, root)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    token = secrets.token_hex(16)
+    env = {
+        **os.environ,
+        "HOME": str(home),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "IPYTHONDIR": str(home / "ipython"),
+        "JUPYTER_PLATFORM_DIRS": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH")])
+        ),
+    }
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1",
+        f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}", "--ServerApp.port_retries=0",
+    ]  # fmt: skip
+    log = home / "server.log"
+    url = f"http://127.0.0.1:{port}"
+    with open(log, "wb") as out:
+        server = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
+        try:
+            for _ in range(240):
+                with (
+                    contextlib.suppress(OSError),
+                    urllib.request.urlopen(f"{url}/api?token={token}", timeout=2),
+                ):
+                    break
+                if server.poll() is not None:
+                    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
+                time.sleep(0.25)
+            else:
+                raise RuntimeError(f"JupyterLab did not answer within 60 s:\n{log.read_text()[-3000:]}")
+            yield Lab(root, home / "settings", url, token)
+        finally:
+            server.terminate()
+            try:
+                server.wait(15)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install 'interp[test]')")
+    path = _chromium()
+    if path is None:
+        pytest.skip("needs chromium (apt-get install chromium)")
+    with api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, lab: Lab):
+    """A fresh page, logged in; a JavaScript error or an error in the console fails the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    context.set_extra_http_headers({"Authorization": f"token {lab.token}"})
+    page = context.new_page()
+    page.goto(f"{lab.url}/lab?token={lab.token}", wait_until="commit")
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
+    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    page.problems = problems
+    yield page
+    context.close()
+
+
+@pytest.fixture
+def shots() -> Path:
+    """Where screenshots go: test artefacts, not part of the repository."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    return SHOTS
