@@ -1,0 +1,246 @@
+"""What goes in: sparse codes and labels, checked once and brought into one form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+__all__ = ["Shard", "check_shard", "load_csr", "load_labels", "shards"]
+
+
+class Shard(NamedTuple):
+    """Rows of a code with their labels, in canonical form.
+
+    Attributes
+    ----------
+    x : scipy.sparse.csr_array, shape [n_rows, n_latents], float32 or float64
+        No duplicates, no explicit zeros, only labelled rows, only finite values.
+    y : ndarray of int32, shape [n_rows], or scipy.sparse.csr_array of bool, shape [n_rows, n_classes]
+        Class ids, or several labels per row.
+    """
+
+    x: sp.csr_array
+    y: Any
+
+    @property
+    def n_rows(self) -> int:
+        return self.x.shape[0]
+
+    def n_classes(self) -> int:
+        """Classes that the labels speak of: columns of a multi-label matrix, else largest id + 1."""
+        if sp.issparse(self.y):
+            return self.y.shape[1]
+        return int(self.y.max()) + 1 if self.y.size else 0
+
+    def class_counts(self, n_classes: int) -> np.ndarray:
+        """Rows of each class, int64 ``[n_classes]``."""
+        if sp.issparse(self.y):
+            return np.bincount(self.y.indices, minlength=n_classes).astype(np.int64)
+        return np.bincount(self.y, minlength=n_classes).astype(np.int64)
+
+
+def check_shard(x: Any, y: Any, *, n_latents: int | None = None, n_classes: int | None = None) -> Shard:
+    """Check one pair (x, y) and bring it into canonical form; inputs are never changed.
+
+    Parameters
+    ----------
+    x : scipy sparse matrix or array, torch sparse CSR tensor, or 2-D array, shape [n_rows, n_latents]
+        float16 and integers become float32 and float64; float32 and float64 stay.
+    y : integer array, shape [n_rows], or sparse matrix, shape [n_rows, n_classes]
+        −1 marks an unlabelled row, which is left out everywhere. A sparse `y` is multi-label: its
+        non-zeros are the labels.
+    n_latents, n_classes : int, optional
+        What the other shards have.
+
+    Raises
+    ------
+    ValueError
+        If something does not fit; the message names row and column where there is one.
+    """
+    x = _as_csr(x)
+    if n_latents is not None and x.shape[1] != n_latents:
+        raise ValueError(f"x has {x.shape[1]} latents (columns), expected {n_latents} as before")
+    if x.shape[1] == 0:
+        raise ValueError(f"x is empty: got shape {x.shape}, expected at least one latent")
+    if n_classes is not None and n_classes < 1:
+        raise ValueError(f"n_classes must be at least 1, got {n_classes}")
+    y, keep = _check_labels(y, x.shape[0], n_classes)
+    _check_finite(x)
+    if not x.has_canonical_format:
+        x = x.copy()
+        x.sum_duplicates()
+    if keep is not None:
+        x, y = x[keep], y[keep]
+    if x.nnz and not x.data.all():
+        x = x.copy()
+        x.eliminate_zeros()
+    return Shard(x, y)
+
+
+def _as_csr(x: Any) -> sp.csr_array:
+    if hasattr(x, "layout") and hasattr(x, "crow_indices"):  # a torch tensor
+        import torch
+
+        if x.layout is not torch.sparse_csr:
+            raise ValueError(f"x is a torch tensor of layout {x.layout}, expected torch.sparse_csr")
+        x = x.detach().cpu()
+        values = x.values()
+        if values.dtype not in (torch.float32, torch.float64):
+            values = values.float()
+        parts = (values.numpy(), x.col_indices().numpy(), x.crow_indices().numpy())
+        x = sp.csr_array(parts, shape=tuple(x.shape))
+    elif sp.issparse(x):
+        # A view, so that flags set on it (sorted, canonical) never reach the caller's matrix.
+        x = x.tocsr()
+        x = sp.csr_array((x.data, x.indices, x.indptr), shape=x.shape)
+    elif isinstance(x, np.ndarray):
+        if x.ndim != 2:
+            raise ValueError(f"x must be two-dimensional [n_rows, n_latents], got shape {x.shape}")
+        x = sp.csr_array(x)
+    else:
+        raise ValueError(f"x must be a sparse CSR matrix [n_rows, n_latents], got {type(x).__name__}")
+    if x.dtype in (np.float32, np.float64):
+        return x
+    if x.dtype == np.float16 or x.dtype == bool:
+        return x.astype(np.float32)
+    if np.issubdtype(x.dtype, np.integer):
+        return x.astype(np.float64)
+    raise ValueError(f"x has dtype {x.dtype}, expected a real floating-point or integer type")
+
+
+def _check_labels(y: Any, n_rows: int, n_classes: int | None) -> tuple[Any, np.ndarray | None]:
+    """Labels in canonical form, and the rows to keep (None: all)."""
+    if sp.issparse(y):
+        if y.shape[0] != n_rows:
+            raise ValueError(f"y has {y.shape[0]} rows, x has {n_rows}")
+        if n_classes is not None and y.shape[1] != n_classes:
+            raise ValueError(f"y has {y.shape[1]} classes (columns), expected {n_classes}")
+        if y.shape[1] == 0:
+            raise ValueError("y has no columns: a multi-label y needs at least one class")
+        labels = sp.csr_array(y, copy=True).astype(bool)
+        labels.sum_duplicates()
+        labels.eliminate_zeros()
+        return labels, None
+    if hasattr(y, "detach"):  # a torch tensor
+        y = y.detach().cpu().numpy()
+    y = np.asarray(y)
+    if y.ndim != 1 or y.shape[0] != n_rows:
+        raise ValueError(f"y has shape {y.shape}, expected one class id per row of x: ({n_rows},)")
+    if not (np.issubdtype(y.dtype, np.integer) or y.dtype == bool):
+        raise ValueError(f"y has dtype {y.dtype}, expected integer class ids (−1 for an unlabelled row)")
+    if y.size == 0:
+        return y.astype(np.int32), None
+    low, high = int(y.min()), int(y.max())
+    top = n_classes - 1 if n_classes is not None else 2**31 - 2
+    if low < -1 or high > top:
+        row = int(np.argmax((y < -1) | (y > top)))
+        raise ValueError(f"y[{row}] = {y[row]} is outside −1 … {top} (−1 marks an unlabelled row)")
+    labels = y.astype(np.int32, copy=False)
+    return labels, (np.flatnonzero(labels >= 0) if low == -1 else None)
+
+
+def _check_finite(x: sp.csr_array) -> None:
+    if x.nnz == 0:
+        return
+    # The extremes are NaN or infinite exactly if some value is; no mask of the size of x.
+    if np.isfinite(x.data.min()) and np.isfinite(x.data.max()):
+        return
+    at = int(np.argmin(np.isfinite(x.data)))
+    row = int(np.searchsorted(x.indptr, at, side="right")) - 1
+    raise ValueError(f"x[{row}, {x.indices[at]}] is {x.data[at]}: x must be finite")
+
+
+def shards(x: Any, y: Any = None, n_classes: int | None = None) -> Iterator[Shard]:
+    """Checked shards from any input that `Sparse1DProbe.fit` takes.
+
+    Parameters
+    ----------
+    x : matrix, or iterable of (x, y) pairs
+        A matrix comes with `y`; an iterable of row shards brings its own labels.
+    """
+    if y is not None or not _is_iterable_of_shards(x):
+        if y is None:
+            raise ValueError("y is missing: give one class id per row of x")
+        yield check_shard(x, y, n_classes=n_classes)
+        return
+    n_latents = None
+    for item in x:
+        if not (isinstance(item, tuple | list) and len(item) == 2):
+            raise ValueError(f"a row shard must be a pair (x, y), got {type(item).__name__}")
+        shard = check_shard(*item, n_latents=n_latents, n_classes=n_classes)
+        n_latents = shard.x.shape[1]
+        yield shard
+    if n_latents is None:
+        raise ValueError("x is an empty iterable: there is nothing to fit")
+
+
+def _is_iterable_of_shards(x: Any) -> bool:
+    return isinstance(x, Iterable) and not (sp.issparse(x) or hasattr(x, "dtype"))
+
+
+def can_iterate_again(x: Any) -> bool:
+    """Whether a second pass over `x` gives the rows again (a generator is used up by the first)."""
+    return not isinstance(x, Iterator)
+
+
+# ------------------------------------------------------------------------------- interchange
+
+
+def load_csr(path: str | os.PathLike[str]) -> sp.csr_array:
+    """Read a ``token_acts.npz`` (SciPy CSR), shape [n_rows, n_latents].
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it holds no CSR matrix. Nothing is ever unpickled.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no sparse code at {path}: expected a SciPy CSR file such as token_acts.npz")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "format" in file and file["format"].item() not in (b"csr", "csr"):
+                raise ValueError(f"{path} holds a {file['format'].item()!r} matrix, expected CSR")
+            return sp.csr_array((file["data"], file["indices"], file["indptr"]), shape=tuple(file["shape"]))
+    except (KeyError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is no SciPy CSR file: {error}") from error
+
+
+def load_labels(path: str | os.PathLike[str], n_rows: int | None = None) -> np.ndarray:
+    """Read a ``labels.bin`` (uint8, one class id per row) as a read-only memory map.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the file is missing, or has not `n_rows` labels.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no labels at {path}: expected one uint8 class id per row of the code")
+    size = path.stat().st_size
+    if n_rows is not None and size != n_rows:
+        raise ValueError(f"{path} has {size} labels (bytes), x has {n_rows} rows: they must match")
+    if size == 0:
+        raise ValueError(f"{path} is empty")
+    return np.memmap(path, dtype=np.uint8, mode="r")
+
+
+def write_metrics_npz(path: str | os.PathLike[str], **arrays: np.ndarray) -> Path:
+    """Write ``probe1d_metrics.npz`` (loss, weights, biases, tp, fp, tn, fn), whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

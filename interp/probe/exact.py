@@ -1,0 +1,207 @@
+"""The raw events, for the pairs that need them: exact gradients, and the last steps of hard pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from interp.probe.data import can_iterate_again, shards
+from interp.probe.nodes import Nodes, tuned_block_elements
+from interp.probe.slab import Problem, Rules, Slab
+from interp.probe.summary import LatentSummary
+
+__all__ = ["Certificate", "exact_gradient", "latent_values", "make_problem", "polish_pairs"]
+
+#: Raw events taken up at a time (40 bytes each).
+_GROUP = 1 << 21
+
+
+class Certificate(NamedTuple):
+    """The gradient of the probe's objective on the raw events.
+
+    ``np.asarray(certificate)`` is the scaled size, so ``np.max(certificate) <= tol`` reads as it should.
+
+    Attributes
+    ----------
+    pairs : ndarray of int64, shape [n_pairs, 2], or None
+        (latent, class) of each entry; None: all, and the arrays have shape [n_latents, n_classes].
+    grad_b, grad_w : ndarray of float64
+        ∂L/∂b and ∂L/∂w.
+    scaled : ndarray of float64
+        max(\\|∂L/∂b\\|, \\|∂L/∂w\\| / q), the gradient in the latent's own unit q (RMS of its non-zeros).
+    """
+
+    pairs: np.ndarray | None
+    grad_b: np.ndarray
+    grad_w: np.ndarray
+    scaled: np.ndarray
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.scaled, dtype=dtype, copy=True if copy is None else copy)
+
+    def max(self) -> float:
+        """Largest scaled gradient."""
+        return float(self.scaled.max(initial=0.0))
+
+
+def make_problem(summary: LatentSummary, latents: np.ndarray, *, device: torch.device, dtype: Any) -> Problem:
+    """The statistics of some latents, in units of their RMS q, on a device."""
+    moments, low, high = summary.moments()
+    moments, low, high = moments[latents], low[latents], high[latents]
+    q = rms(moments)
+
+    def tensor(a: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(a, np.float64)).to(device=device, dtype=dtype)
+
+    return Problem(
+        n=summary.n_rows,
+        n_zero=tensor(summary.n_rows - moments[:, 0]),
+        moments=tensor(moments / q[:, None] ** np.arange(3)),
+        x_low=tensor(np.minimum(low, 0.0) / q),
+        x_high=tensor(np.maximum(high, 0.0) / q),
+        q=tensor(q),
+        label_sums=tensor(summary.label_sums[latents] / q[:, None]),
+        class_counts=tensor(summary.class_counts),
+    )
+
+
+def rms(moments: np.ndarray) -> np.ndarray:
+    """Root mean square of the non-zeros of each latent; 1 for a latent that never fires."""
+    return np.sqrt(np.where(moments[:, 0] > 0, moments[:, 2], 1.0) / np.maximum(moments[:, 0], 1.0))
+
+
+def latent_values(x: Any, y: Any, latents: np.ndarray) -> Iterator[tuple[np.ndarray, sp.csc_array]]:
+    """The raw values of some latents, a group of about two million events at a time.
+
+    Yields
+    ------
+    (members, columns)
+        Positions in `latents`, and their values as a CSC matrix [n_rows, len(members)].
+    """
+    parts = [shard.x[:, latents].tocsc() for shard in shards(x, y)]
+    columns = parts[0] if len(parts) == 1 else sp.csc_array(sp.vstack(parts, format="csc"))
+    start, indptr = 0, columns.indptr
+    while start < len(latents):
+        stop = int(np.searchsorted(indptr, int(indptr[start]) + _GROUP, side="right")) - 1
+        stop = min(max(stop, start + 1), len(latents))
+        yield np.arange(start, stop), columns[:, start:stop]
+        start = stop
+
+
+def _raw_nodes(columns: sp.csc_array, q: np.ndarray, device: torch.device) -> Nodes:
+    values = columns.data.astype(np.float64)
+    return Nodes(columns.indptr.astype(np.int64), values, None, q, device=device, dtype=torch.float64)
+
+
+def polish_pairs(
+    x: Any,
+    y: Any,
+    summary: LatentSummary,
+    pairs: np.ndarray,
+    coef: np.ndarray,
+    intercept: np.ndarray,
+    rules: Rules,
+    device: torch.device,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, Slab, torch.Tensor]]:
+    """Finish pairs on the raw events, from where the quadrature rule left them.
+
+    The same LM as everywhere, with one node of weight 1 per event.
+
+    Parameters
+    ----------
+    pairs : ndarray of bool, shape [n_latents, n_classes]
+    coef, intercept : ndarray, shape [n_latents, n_classes]
+
+    Yields
+    ------
+    (latents, classes, chosen, slab, at)
+        The members of a group, a mask [len(latents), len(classes)] of its pairs, their finished slab, and
+        the numbers of those pairs in the slab.
+    """
+    latents = np.flatnonzero(pairs.any(axis=1))
+    block_elements, _ = tuned_block_elements(device, torch.float64)
+    for members, columns in latent_values(x, y, latents):
+        group = latents[members]
+        chosen_all = pairs[group]
+        classes = np.flatnonzero(chosen_all.any(axis=0))
+        problem = make_problem(summary, group, device=device, dtype=torch.float64)
+        nodes = _raw_nodes(columns, problem.q.cpu().numpy(), device)
+        at = np.ix_(group, classes)
+        chosen = chosen_all[:, classes]
+        slab = Slab(
+            problem,
+            nodes,
+            torch.from_numpy(classes).to(device),
+            rules,
+            block_elements,
+            start=(
+                torch.from_numpy(intercept[at]).to(device),
+                torch.from_numpy(coef[at]).to(device) * problem.q[:, None],
+            ),
+            only=torch.from_numpy(chosen).to(device),
+        )
+        while not slab.done:
+            slab.iterate()
+        yield group, classes, chosen, slab, torch.from_numpy(np.flatnonzero(chosen.reshape(-1))).to(device)
+
+
+def exact_gradient(
+    x: Any,
+    y: Any,
+    coef: np.ndarray,
+    intercept: np.ndarray,
+    ridge: float,
+    pairs: np.ndarray | None = None,
+    device: torch.device | None = None,
+) -> Certificate:
+    """Gradient of the objective on the raw events; see `interp.Sparse1DProbe.certify`.
+
+    Parameters
+    ----------
+    x, y
+        As in `fit`; `x` is read twice.
+    coef, intercept : ndarray of float64, shape [n_latents, n_classes]
+    ridge : float
+    pairs : ndarray of int, shape [n_pairs, 2], optional
+        (latent, class); default all pairs.
+    """
+    if y is None and not can_iterate_again(x):
+        raise ValueError("certify reads x twice: give a list (or any re-iterable) of shards, not a generator")
+    device = device or torch.device("cpu")
+    n_latents, n_classes = coef.shape
+    summary = LatentSummary(n_latents, n_classes).add_shards(shards(x, y, n_classes))
+    wanted = np.ones(coef.shape, bool)
+    if pairs is not None:
+        pairs = np.asarray(pairs, np.int64)
+        if pairs.ndim != 2 or pairs.shape[1] != 2:
+            raise ValueError(f"pairs must have shape [n_pairs, 2] (latent, class), got {pairs.shape}")
+        if len(pairs) and ((pairs < 0) | (pairs >= coef.shape)).any():
+            raise ValueError(f"pairs must lie within {n_latents} latents × {n_classes} classes")
+        wanted = np.zeros(coef.shape, bool)
+        wanted[pairs[:, 0], pairs[:, 1]] = True
+    latents = np.flatnonzero(wanted.any(axis=1))
+    grad_b, grad_w, scaled = (np.zeros(coef.shape) for _ in range(3))
+    block_elements, _ = tuned_block_elements(device, torch.float64)
+    rules = Rules(0, 0.0, ridge, 0.0, 0.0, 0.0, 0.0, 0)
+    for members, columns in latent_values(x, y, latents):
+        group = latents[members]
+        problem = make_problem(summary, group, device=device, dtype=torch.float64)
+        nodes = _raw_nodes(columns, problem.q.cpu().numpy(), device)
+        start = (
+            torch.from_numpy(intercept[group]).to(device),
+            torch.from_numpy(coef[group]).to(device) * problem.q[:, None],
+        )
+        only = torch.from_numpy(wanted[group]).to(device)
+        every_class = torch.arange(n_classes, device=device)
+        slab = Slab(problem, nodes, every_class, rules, block_elements, start=start, only=only)
+        g = slab.g.cpu().numpy().reshape(2, len(group), n_classes)
+        grad_b[group], grad_w[group] = g[0], g[1] * problem.q.cpu().numpy()[:, None]
+        scaled[group] = np.abs(g).max(axis=0)
+    if pairs is None:
+        return Certificate(None, grad_b, grad_w, scaled)
+    at = pairs[:, 0], pairs[:, 1]
+    return Certificate(pairs, grad_b[at], grad_w[at], scaled[at])

@@ -1,0 +1,479 @@
+r"""One pass over the events: all that a logistic probe needs to know of a sparse code.
+
+The loss of a (latent, class) pair needs the labels in two sums only, N_c and S = XᵀY. What is left,
+Σ softplus(b + w x) over the latent's non-zeros, depends on its *values* alone. Values are grouped into
+bins that follow the float's own bits, 16 per octave, and each bin keeps its count and the first three
+moments of the position in the bin. From these the bin becomes a 2-point Gauss rule (`nodes`), which
+integrates every cubic exactly. All of it adds up: over shards, files, processes and machines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from interp.probe.data import Shard, check_shard
+
+__all__ = ["LatentSummary", "NodeBlock"]
+
+#: Bins per octave is 2**_MANTISSA_BITS.
+_MANTISSA_BITS = 4
+_PER_OCTAVE = 1 << _MANTISSA_BITS
+#: Key of the bin that starts at 2**-126, the smallest normal float32; smaller values join it.
+_LOWEST = _PER_OCTAVE
+#: Events whose bins are filled at a time: few enough to stay near the cache, enough to hide Python.
+_CHUNK = 1 << 17
+#: Below this variance (in squared bin widths) a bin is one point: what differs is rounding.
+_FLAT = 1e-12
+_VERSION = 1
+
+
+class NodeBlock(NamedTuple):
+    """Quadrature nodes of some latents, one after the other.
+
+    Attributes
+    ----------
+    offsets : ndarray of int64, shape [n_latents + 1]
+    x : ndarray of float64, shape [n_nodes]
+        Node positions, in the units of the code.
+    m : ndarray of float64, shape [n_nodes]
+        Node weights; they add up to the number of events.
+    e : ndarray of float64, shape [n_nodes]
+        m·h⁴/96 with h the half-width of the node's bin, 0 where the rule is exact (see `interp.probe.exact`).
+    """
+
+    offsets: np.ndarray
+    x: np.ndarray
+    m: np.ndarray
+    e: np.ndarray
+
+
+class _Bins:
+    """Moments of the values of one sign: ``table[latent, moment, key − low]``, float64."""
+
+    def __init__(self, n_latents: int) -> None:
+        self.n_latents = n_latents
+        self.low = 0
+        self.table = np.zeros((n_latents, 4, 0))
+
+    def cover(self, low: int, high: int) -> None:
+        """Make room for the keys `low` … `high`, an octave to spare at either end."""
+        width = self.table.shape[2]
+        if width and low >= self.low and high < self.low + width:
+            return
+        new_low, new_high = max(low - _PER_OCTAVE, _LOWEST), high + 1 + _PER_OCTAVE
+        if width:
+            new_low, new_high = min(new_low, self.low), max(new_high, self.low + width)
+        table = np.zeros((self.n_latents, 4, new_high - new_low))
+        if width:
+            at = self.low - new_low
+            table[:, :, at : at + width] = self.table
+        self.low, self.table = new_low, table
+
+    def fill(self, start: int, indptr: np.ndarray, magnitude: np.ndarray) -> None:
+        """Add positive values, those of latent ``start + i`` at ``indptr[i]`` … ``indptr[i + 1] − 1``.
+
+        Values and keys of a latent are, as they stand, a row of a CSR matrix [latent, bin] whose
+        duplicates are to be summed: SciPy does that in 0.5 ns each.
+        """
+        bits, shift, bias = _bits(magnitude)
+        stop, width = start + len(indptr) - 1, self.table.shape[2]
+        key = (bits >> shift).astype(np.int32)
+        key -= self.low + bias
+        u = (bits & ((1 << shift) - 1)) * 2.0**-shift
+        power = np.ones_like(u)
+        cells = sp.csr_array((power, key, indptr), shape=(stop - start, width))
+        for moment in range(4):
+            self.table[start:stop, moment] += cells.toarray()
+            power *= u
+
+
+def _bits(magnitude: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """Integer bits of positive floats, the shift that leaves the bin key, and the key's bias."""
+    if magnitude.dtype == np.float32:
+        bits = magnitude.view(np.int32)
+        return np.maximum(bits, np.int32(1 << 23)), 23 - _MANTISSA_BITS, 0
+    bits = magnitude.view(np.int64)
+    bias = (1023 - 127) * _PER_OCTAVE  # so that a value has the same key in either precision
+    lowest = np.int64(np.float64(2.0**-126).view(np.int64))
+    return np.maximum(bits, lowest), 52 - _MANTISSA_BITS, bias
+
+
+def _key(value: float, dtype: np.dtype) -> int:
+    bits, shift, bias = _bits(np.array([value], dtype))
+    return int(bits[0] >> shift) - bias
+
+
+class LatentSummary:
+    """What a probe needs of ``(x, y)``: counts, class sums, and the values' bin moments per latent.
+
+    Parameters
+    ----------
+    n_latents : int
+        Columns of the code.
+    n_classes : int, optional
+        Number of classes; grows with the largest class id seen where it is not given.
+
+    Attributes
+    ----------
+    n_rows : int
+        Labelled rows seen.
+    n_events : ndarray of int64, shape [n_latents]
+        Non-zeros per latent.
+    class_counts : ndarray of int64, shape [n_classes]
+        N_c, rows per class.
+    label_sums : ndarray of float64, shape [n_latents, n_classes]
+        S = XᵀY.
+
+    Examples
+    --------
+    >>> import scipy.sparse as sp
+    >>> x = sp.csr_array([[0.0, 2.0], [1.0, 0.0], [3.0, 0.0]])
+    >>> s = LatentSummary(2, 2).add(x[:2], [0, 1]).merge(LatentSummary(2, 2).add(x[2:], [1]))
+    >>> s.label_sums
+    array([[0., 4.],
+           [2., 0.]])
+    """
+
+    def __init__(self, n_latents: int, n_classes: int | None = None) -> None:
+        if n_latents < 1:
+            raise ValueError(f"n_latents must be at least 1, got {n_latents}")
+        if n_classes is not None and n_classes < 1:
+            raise ValueError(f"n_classes must be at least 1, got {n_classes}")
+        self.n_latents = int(n_latents)
+        self._fixed_classes = None if n_classes is None else int(n_classes)
+        self.n_rows = 0
+        self.n_events = np.zeros(self.n_latents, np.int64)
+        self.class_counts = np.zeros(n_classes or 0, np.int64)
+        self.label_sums = np.zeros((self.n_latents, n_classes or 0))
+        self._bins = {+1: _Bins(self.n_latents), -1: _Bins(self.n_latents)}
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.class_counts)
+
+    def __repr__(self) -> str:
+        return (
+            f"LatentSummary({self.n_latents:,} latents × {self.n_classes} classes, {self.n_rows:,} rows, "
+            f"{int(self.n_events.sum()):,} events)"
+        )
+
+    # ------------------------------------------------------------------------------- filling
+
+    def add(self, x: Any, y: Any, *, row_batch_size: int | None = None) -> LatentSummary:
+        """Add rows. Cost: one CSR → CSC conversion and five scattered sums per event.
+
+        Parameters
+        ----------
+        x : sparse matrix, shape [n_rows, n_latents]
+        y : integer array, shape [n_rows], or sparse multi-label matrix, shape [n_rows, n_classes]
+        row_batch_size : int, optional
+            Rows sorted by latent at a time; by default 512 events per latent (at most 400 MB at work).
+
+        Returns
+        -------
+        LatentSummary
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            See `interp.probe.data.check_shard`. The summary is unchanged then.
+        """
+        return self.add_shard(
+            check_shard(x, y, n_latents=self.n_latents, n_classes=self._fixed_classes),
+            row_batch_size=row_batch_size,
+        )
+
+    def add_shard(self, shard: Shard, *, row_batch_size: int | None = None) -> LatentSummary:
+        """`add` for rows that are checked already."""
+        return self.add_shards([shard], row_batch_size=row_batch_size)
+
+    def add_shards(self, shards: Iterable[Shard], *, row_batch_size: int | None = None) -> LatentSummary:
+        """`add` for many shards that are checked already: one is sorted by latent while another is summed."""
+        batches = (part for shard in shards for part in _row_batches(shard, row_batch_size))
+        with ThreadPoolExecutor(1) as pool:
+            waiting = None
+            for batch in batches:
+                converting = pool.submit(batch.x.tocsc)
+                if waiting is not None:
+                    self._add_columns(waiting[0].result(), waiting[1])
+                waiting = converting, batch.y
+            if waiting is not None:
+                self._add_columns(waiting[0].result(), waiting[1])
+        return self
+
+    def _grow_classes(self, n_classes: int) -> None:
+        more = n_classes - self.n_classes
+        if more > 0:
+            self.class_counts = np.pad(self.class_counts, (0, more))
+            self.label_sums = np.pad(self.label_sums, ((0, 0), (0, more)))
+
+    def _make_room(self, values: np.ndarray) -> None:
+        if not len(values):
+            return
+        low, high = float(values.min()), float(values.max())
+        for sign in (+1, -1):
+            if sign * (high if sign > 0 else low) <= 0:
+                continue
+            if low * high > 0:
+                smallest, largest = sorted((abs(low), abs(high)))
+            else:
+                of_sign = np.abs(values[values * sign > 0])
+                smallest, largest = of_sign.min(), of_sign.max()
+            self._bins[sign].cover(_key(smallest, values.dtype), _key(largest, values.dtype))
+
+    def _add_columns(self, x: sp.csc_array, y: Any) -> None:
+        """Add rows that are sorted by latent, a cacheful of events at a time."""
+        multi_label = sp.issparse(y)
+        self._grow_classes(y.shape[1] if multi_label else int(y.max(initial=-1)) + 1)
+        self._make_room(x.data)
+        self.n_rows += x.shape[0]
+        self.n_events += np.diff(x.indptr)
+        self.class_counts += np.bincount(y.indices if multi_label else y, minlength=self.n_classes)
+        signed = self._bins[-1].table.shape[2] > 0
+        for start, stop in _latent_blocks(x.indptr, _CHUNK):
+            begin, end = int(x.indptr[start]), int(x.indptr[stop])
+            indptr, values = x.indptr[start : stop + 1] - begin, x.data[begin:end]
+            rows = x.indices[begin:end]
+            shape = (stop - start, self.n_classes)
+            if multi_label:
+                by_row = sp.csr_array((values.astype(np.float64), rows, indptr), (stop - start, x.shape[0]))
+                self.label_sums[start:stop] += (by_row @ y).toarray()
+            else:
+                # mode="clip" spares a bounds check that the indices of a checked matrix cannot fail.
+                labels = y.take(rows, mode="clip")
+                self.label_sums[start:stop] += sp.csr_array(
+                    (values.astype(np.float64), labels, indptr), shape
+                ).toarray()
+            if not signed:
+                self._bins[+1].fill(start, indptr, values)
+                continue
+            for sign in (+1, -1):
+                of_sign = values * sign > 0
+                before = np.concatenate([[0], np.cumsum(of_sign)]).astype(indptr.dtype)
+                self._bins[sign].fill(start, before[indptr], np.abs(values[of_sign]))
+
+    def merge(self, other: LatentSummary) -> LatentSummary:
+        """Add another summary to this one; associative and commutative up to rounding.
+
+        Raises
+        ------
+        ValueError
+            If the latents differ.
+        """
+        if other.n_latents != self.n_latents:
+            raise ValueError(f"cannot merge a summary of {other.n_latents} latents into {self.n_latents}")
+        self._grow_classes(other.n_classes)
+        self.n_rows += other.n_rows
+        self.n_events += other.n_events
+        self.class_counts[: other.n_classes] += other.class_counts
+        self.label_sums[:, : other.n_classes] += other.label_sums
+        for sign, bins in other._bins.items():
+            width = bins.table.shape[2]
+            if width:
+                mine = self._bins[sign]
+                mine.cover(bins.low, bins.low + width - 1)
+                at = bins.low - mine.low
+                mine.table[:, :, at : at + width] += bins.table
+        return self
+
+    # --------------------------------------------------------------------------------- using
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Number, sum and sum of squares of each latent's non-zeros, and bounds of their range.
+
+        Returns
+        -------
+        moments : ndarray of float64, shape [n_latents, 3]
+            Exact up to rounding.
+        low, high : ndarray of float64, shape [n_latents]
+            Edges of the outermost occupied bins (within 1/16 of the extreme values); 0 without events.
+        """
+        moments = np.zeros((self.n_latents, 3))
+        low, high = np.full(self.n_latents, np.inf), np.full(self.n_latents, -np.inf)
+        for sign, bins in self._bins.items():
+            width = bins.table.shape[2]
+            if not width:
+                continue
+            octave, step = np.divmod(np.arange(width) + bins.low, _PER_OCTAVE)
+            unit = np.ldexp(1.0 / _PER_OCTAVE, octave - 127)
+            left = sign * unit * (_PER_OCTAVE + step)  # x = left + sign·unit·u within the bin
+            m0, m1, m2 = (bins.table[:, k, :] for k in range(3))
+            moments[:, 0] += m0.sum(axis=1)
+            moments[:, 1] += m0 @ left + m1 @ (sign * unit)
+            moments[:, 2] += m0 @ left**2 + m1 @ (2.0 * left * sign * unit) + m2 @ unit**2
+            filled = m0 > 0
+            some = filled.any(axis=1)
+            first, last = filled.argmax(axis=1), width - 1 - filled[:, ::-1].argmax(axis=1)
+            near, far = left[first], left[last] + sign * unit[last]
+            low = np.where(some, np.minimum(low, np.minimum(near, far)), low)
+            high = np.where(some, np.maximum(high, np.maximum(near, far)), high)
+        none = self.n_events == 0
+        return moments, np.where(none, 0.0, low), np.where(none, 0.0, high)
+
+    def nodes(self, start: int = 0, stop: int | None = None) -> NodeBlock:
+        r"""The 2-point Gauss rules of the latents `start` … `stop` − 1.
+
+        A bin with mean μ, variance v and third central moment s has, with γ = s/v, its nodes at
+        μ + t where t² − γt − v = 0, weighted so that the first four moments match (Golub and Welsch
+        1969 for two points). A bin whose values are all equal has one node. A bin with at most two
+        events is represented exactly.
+        """
+        stop = self.n_latents if stop is None else stop
+        parts = [_gauss(self._bins[sign], sign, start, stop) for sign in (-1, +1)]
+        latent, x, m, e = (np.concatenate(p) for p in zip(*parts, strict=True))
+        order = np.argsort(latent, kind="stable")
+        counts = np.bincount(latent, minlength=stop - start)
+        return NodeBlock(np.concatenate([[0], np.cumsum(counts)]), x[order], m[order], e[order])
+
+    # ------------------------------------------------------------------------------- on disk
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one safetensors file, whole or not at all. Only occupied bins are stored."""
+        from safetensors.numpy import save_file
+
+        tensors = {
+            "n_events": self.n_events,
+            "class_counts": self.class_counts,
+            "label_sums": self.label_sums,
+        }
+        meta = {
+            "format": "interp.LatentSummary",
+            "version": _VERSION,
+            "n_rows": self.n_rows,
+            "fixed_classes": self._fixed_classes,
+            "mantissa_bits": _MANTISSA_BITS,
+        }
+        for name, bins in (("positive", self._bins[+1]), ("negative", self._bins[-1])):
+            latent, key = np.nonzero(bins.table[:, 0, :])
+            tensors[f"{name}.latent"] = latent.astype(np.int32)
+            tensors[f"{name}.key"] = (key + bins.low).astype(np.int32)
+            tensors[f"{name}.moments"] = np.ascontiguousarray(bins.table[latent, :, key])
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            save_file(tensors, partial, metadata={"interp": json.dumps(meta)})
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LatentSummary:
+        """Read a file written by `save`.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        ValueError
+            If it is damaged or something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"no summary at {path}")
+        try:
+            with safe_open(path, framework="np") as file:
+                meta = json.loads((file.metadata() or {}).get("interp", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"{path} is damaged or no summary file: {error}") from error
+        if meta.get("format") != "interp.LatentSummary" or meta.get("version") != _VERSION:
+            raise ValueError(
+                f"{path} holds {meta.get('format')!r} version {meta.get('version')!r}, "
+                f"expected 'interp.LatentSummary' version {_VERSION}"
+            )
+        if meta["mantissa_bits"] != _MANTISSA_BITS:
+            raise ValueError(f"{path} has 2^{meta['mantissa_bits']} bins per octave, expected {_PER_OCTAVE}")
+        summary = cls(len(tensors["n_events"]), meta["fixed_classes"])
+        summary.n_rows = meta["n_rows"]
+        summary.n_events = tensors["n_events"]
+        summary.class_counts = tensors["class_counts"]
+        summary.label_sums = tensors["label_sums"]
+        for name, bins in (("positive", summary._bins[+1]), ("negative", summary._bins[-1])):
+            key = tensors[f"{name}.key"].astype(np.int64)
+            if len(key):
+                bins.cover(int(key.min()), int(key.max()))
+                bins.table[tensors[f"{name}.latent"], :, key - bins.low] = tensors[f"{name}.moments"]
+        summary._check_sums(path)
+        return summary
+
+    def _check_sums(self, path: Path) -> None:
+        """A flipped bit in the counts shows: they are whole numbers that must agree."""
+        counted = sum(b.table[:, 0, :].sum(axis=1) for b in self._bins.values())
+        if not np.array_equal(counted, self.n_events) or (self.n_events > self.n_rows).any():
+            raise ValueError(f"{path} is damaged: event counts and bins disagree")
+
+
+def _gauss(bins: _Bins, sign: int, start: int, stop: int) -> tuple[np.ndarray, ...]:
+    table = bins.table[start:stop]
+    latent, key = np.nonzero(table[:, 0, :])
+    m0, m1, m2, m3 = (table[:, moment, :][latent, key] for moment in range(4))
+    mean = m1 / m0
+    variance = m2 / m0 - mean**2
+    third = m3 / m0 - mean * (3.0 * m2 / m0 - 2.0 * mean**2)
+    flat = (variance < _FLAT) | (m0 == 1)
+    variance = np.where(flat, 1.0, variance)
+    skew = np.where(flat, 0.0, third) / variance
+    # The root of larger size first, the other from their product −v: no cancellation.
+    root = 0.5 * (skew + np.copysign(np.sqrt(skew**2 + 4.0 * variance), skew))
+    left, right = np.minimum(root, -variance / root), np.maximum(root, -variance / root)
+    share = np.where(flat, 1.0, right / (right - left))
+    left, right = np.where(flat, 0.0, left), np.where(flat, 0.0, right)
+    octave, step = np.divmod(key + bins.low, _PER_OCTAVE)
+    scale = np.ldexp(1.0, octave - 127)
+    half = scale / (2 * _PER_OCTAVE)
+    error = np.where(flat | (m0 <= 2), 0.0, half**4 / 96.0)
+    out = []
+    for offset, weight in ((left, m0 * share), (right, m0 * (1.0 - share))):
+        u = np.clip(mean + offset, 0.0, 1.0)
+        x = sign * scale * (1.0 + (step + u) / _PER_OCTAVE)
+        out.append((latent, x, weight, weight * error))
+    both = [np.concatenate(p) for p in zip(*out, strict=True)]
+    real = both[2] > 0  # the second node of a flat bin has no weight
+    return tuple(p[real] for p in both)
+
+
+def _latent_blocks(indptr: np.ndarray, n_events: int) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of latents that hold about `n_events` events each."""
+    start, last = 0, len(indptr) - 1
+    while start < last:
+        stop = int(np.searchsorted(indptr, int(indptr[start]) + n_events, side="right")) - 1
+        stop = min(max(stop, start + 1), last)
+        yield start, stop
+        start = stop
+
+
+def _row_batches(shard: Shard, rows: int | None) -> Iterator[Shard]:
+    """Parts of at most `rows` rows, as views.
+
+    By default a part holds 512 events per latent, so that the columns of a part are long enough to be
+    summed fast, within 2²⁰ … 2²⁵ events (400 MB at work).
+    """
+    if rows is None:
+        per_row = max(1.0, shard.x.nnz / max(1, shard.n_rows))
+        events = min(max(512 * shard.x.shape[1], 1 << 20), 1 << 25)
+        rows = max(1, int(events / per_row))
+        rows = -(-shard.n_rows // max(1, round(shard.n_rows / rows)))  # equal parts
+    for begin in range(0, shard.n_rows, rows):
+        end = min(begin + rows, shard.n_rows)
+        yield Shard(_rows(shard.x, begin, end), shard.y[begin:end])
+
+
+def _rows(x: sp.csr_array, begin: int, end: int) -> sp.csr_array:
+    """Rows `begin` … `end` − 1 without copying values; 32-bit indices where they suffice."""
+    first, last = int(x.indptr[begin]), int(x.indptr[end])
+    indptr = (x.indptr[begin : end + 1] - first).astype(np.int32 if last - first < 2**31 else np.int64)
+    indices = x.indices[first:last].astype(indptr.dtype, copy=False)
+    return sp.csr_array((x.data[first:last], indices, indptr), shape=(end - begin, x.shape[1]))
