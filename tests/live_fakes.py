@@ -10,6 +10,8 @@ import numpy as np
 
 from interp import events as ev
 
+TEXT = "The owl on the hill sees a small red fox near the old mill , it might be late ."
+
 
 def fit_events(
     n_slabs: int = 10, width: int = 16, n_latents: int = 2048, seed: int = 0
@@ -17,10 +19,20 @@ def fit_events(
     """A probe fit of 151 classes: every slab converges in 12 to 19 iterations, few pairs fail."""
     rng = np.random.default_rng(seed)
     yield ev.FitBegin(
-        method="summary", n_rows=200_000, n_latents=n_latents, n_classes=151, n_events=6_000_000, n_nodes=430_000,
-        n_slabs=n_slabs, class_slab_size=width, latent_block_size=64, row_batch_size=65_536, max_iter=100,
-        tol=1e-6, device="cpu",
-    )  # fmt: skip
+        method="summary",
+        n_rows=200_000,
+        n_latents=n_latents,
+        n_classes=151,
+        n_events=6_000_000,
+        n_nodes=430_000,
+        n_slabs=n_slabs,
+        class_slab_size=width,
+        latent_block_size=64,
+        row_batch_size=65_536,
+        max_iter=100,
+        tol=1e-6,
+        device="cpu",
+    )
     total = failed = 0
     for slab in range(n_slabs):
         start, stop = slab * width, min(151, (slab + 1) * width)
@@ -39,13 +51,25 @@ def fit_events(
             )
             seconds, fails, known = seconds + each, fails + n_fail, i % 3 == 1
             yield ev.IterationEnd(
-                **where, iteration=i, n_pairs=n_pairs, n_active=n_active, n_inert=n_inert, n_fail=n_fail,
-                n_rejected=int(n_active * 0.02), n_clipped=int(n_active * 0.01), lam_min=lam / spread / 30,
-                lam_q1=lam / 3, lam_median=lam, lam_q3=lam * 4, lam_max=lam * spread * 100,
+                **where,
+                iteration=i,
+                n_pairs=n_pairs,
+                n_active=n_active,
+                n_inert=n_inert,
+                n_fail=n_fail,
+                n_rejected=int(n_active * 0.02),
+                n_clipped=int(n_active * 0.01),
+                lam_min=lam / spread / 30,
+                lam_q1=lam / 3,
+                lam_median=lam,
+                lam_q3=lam * 4,
+                lam_max=lam * spread * 100,
                 loss_mean=0.02 + 0.1 * math.exp(-i / 3) if known else math.nan,
                 loss_max=0.6 + 0.1 * math.exp(-i / 3) if known else math.nan,
-                grad_max=10 ** (-0.45 * i) * rng.uniform(0.5, 2), seconds=each, bytes_resident=700 << 20,
-            )  # fmt: skip
+                grad_max=10 ** (-0.45 * i) * rng.uniform(0.5, 2),
+                seconds=each,
+                bytes_resident=700 << 20,
+            )
         total, failed = total + n_pairs, failed + fails
         counts = {"converged": n_pairs - fails, "lm_failed": fails}
         yield ev.SlabEnd(
@@ -74,9 +98,17 @@ def lens_events(n: int = 120, seed: int = 0) -> Iterator[ev.Event]:
             if f1 > 0.95 or round_ > 6:
                 growing.remove(c)
             yield ev.LensIteration(
-                concept=f"c{c}", term=f"concept {c}", iteration=round_, n_samples=samples, f1=f1, f1_low=f1 - 0.03,
-                auroc=f1, n_active=len(growing), n_lenses=n, seconds=0.01,
-            )  # fmt: skip
+                concept=f"c{c}",
+                term=f"concept {c}",
+                iteration=round_,
+                n_samples=samples,
+                f1=f1,
+                f1_low=f1 - 0.03,
+                auroc=f1,
+                n_active=len(growing),
+                n_lenses=n,
+                seconds=0.01,
+            )
     grades = dict.fromkeys("ABCU", 0)
     for c in range(n):
         score = min(2 * quality[c] - 1 + rng.normal() * 0.05, 1.0)
@@ -84,10 +116,23 @@ def lens_events(n: int = 120, seed: int = 0) -> Iterator[ev.Event]:
         grade = "U" if rng.random() < 0.04 else "A" if low >= 0.5 else "B" if low >= 0.2 else "C"
         grades[grade] += 1
         yield ev.LensEnd(
-            concept=f"c{c}", term=f"concept {c}", level=c % 3, grade=grade, score=score, score_low=low,
-            score_high=min(1, score + 0.1), auroc=(score + 1) / 2, f1=0.9, n_samples=int(20 * 2 ** rng.integers(0, 6)),
-            n_iter=round_, extra_iterations=3, stop_reason="target met", seconds=0.1, n_done=c + 1, n_lenses=n,
-        )  # fmt: skip
+            concept=f"c{c}",
+            term=f"concept {c}",
+            level=c % 3,
+            grade=grade,
+            score=score,
+            score_low=low,
+            score_high=min(1, score + 0.1),
+            auroc=(score + 1) / 2,
+            f1=0.9,
+            n_samples=int(20 * 2 ** rng.integers(0, 6)),
+            n_iter=round_,
+            extra_iterations=3,
+            stop_reason="target met",
+            seconds=0.1,
+            n_done=c + 1,
+            n_lenses=n,
+        )
     yield ev.TrainEnd(n_lenses=n, grade_counts=grades, seconds=5.0)
 
 
@@ -96,11 +141,17 @@ def capture_events(n_batches: int = 6, seed: int = 0) -> Iterator[ev.Event]:
     rng = np.random.default_rng(seed)
     n = 4 * n_batches
     yield ev.CaptureBegin(
-        n_prompts=n, n_prompt_tokens=17 * n, max_new_tokens=50, n_batches=n_batches, batch_tokens=512,
-        sites=tuple(f"resid_post.{i}" for i in range(5)), memory_total=8 << 30, estimated_seconds=8.0,
+        n_prompts=n,
+        n_prompt_tokens=17 * n,
+        max_new_tokens=50,
+        n_batches=n_batches,
+        batch_tokens=512,
+        sites=tuple(f"resid_post.{i}" for i in range(5)),
+        memory_total=8 << 30,
+        estimated_seconds=8.0,
         estimated_bytes=1 << 20,
-    )  # fmt: skip
-    tokens = tuple("The owl on the hill sees a small red fox near the old mill , it might be late .".split())
+    )
+    tokens = tuple(TEXT.split())
     stages = {"tokenise": 0.01, "prefill": 0.05, "decode": 0.6, "project": 0.02, "write": 0.03}
     real = padded = 0
     for b in range(n_batches):
@@ -108,18 +159,32 @@ def capture_events(n_batches: int = 6, seed: int = 0) -> Iterator[ev.Event]:
         p = int(r * rng.uniform(1.05, 1.4))
         real, padded = real + r, padded + p
         yield ev.BatchEnd(
-            batch=b, n_batches=n_batches, n_prompts=4, prompts_done=4 * (b + 1), prompts_total=n, tokens_real=r,
-            tokens_padded=p, tokens_generated=200, seconds=rng.uniform(0.4, 0.6),
+            batch=b,
+            n_batches=n_batches,
+            n_prompts=4,
+            prompts_done=4 * (b + 1),
+            prompts_total=n,
+            tokens_real=r,
+            tokens_padded=p,
+            tokens_generated=200,
+            seconds=rng.uniform(0.4, 0.6),
             stage_seconds={k: v * rng.uniform(0.8, 1.2) for k, v in stages.items()},
-            bytes_resident=int((600 + b * 20) * 2**20), prompt_id=f"uncertainty/{b}", tokens=tokens,
+            bytes_resident=int((600 + b * 20) * 2**20),
+            prompt_id=f"uncertainty/{b}",
+            tokens=tokens,
             projections={
                 f"resid_post.{i}·unc": tuple(rng.normal(size=len(tokens)) * (i + 1)) for i in range(5)
             },
-        )  # fmt: skip
+        )
     yield ev.CaptureEnd(
-        n_prompts=n, tokens_real=real, tokens_padded=padded, tokens_generated=200 * n_batches, seconds=5.0,
-        stage_seconds=stages, bytes_peak=800 << 20,
-    )  # fmt: skip
+        n_prompts=n,
+        tokens_real=real,
+        tokens_padded=padded,
+        tokens_generated=200 * n_batches,
+        seconds=5.0,
+        stage_seconds=stages,
+        bytes_peak=800 << 20,
+    )
 
 
 def play(events: Iterator[ev.Event], seconds: float = 0.01, iteration_hook=None) -> list[ev.Event]:

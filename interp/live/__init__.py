@@ -50,7 +50,9 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
 
 
-def fit(probe: Any, x: Any, y: Any, *, paused: bool = False, title: str | None = None, **kwargs: Any) -> Run:
+def fit(
+    probe: Any, x: Any, y: Any = None, *, paused: bool = False, title: str | None = None, **kwargs: Any
+) -> Run:
     """``probe.fit(x, y, **kwargs)`` in the background, shown by a `FitMonitor`.
 
     Parameters

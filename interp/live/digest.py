@@ -79,7 +79,7 @@ class Series:
         kept, w = self._open, self._filled
         for i, (rule, b) in enumerate(zip(self._rules, row, strict=True)):
             a = kept[i]
-            if b != b or rule == "first" and a == a:  # NaN is the number that is not itself
+            if b != b or (rule == "first" and a == a):  # NaN is the number that is not itself
                 continue
             if a != a or rule == "last":
                 kept[i] = b
@@ -302,7 +302,7 @@ class FitDigest(Digest):
             self.n_iter_done += e.n_iter
             self.slabs.add(e.slab, e.class_start, e.class_stop, e.seconds, e.n_iter, e.n_fail, self.n_steps)
         elif isinstance(event, ev.FitBegin):
-            self.begin = event
+            self.begin, self.began = event, event.time - event.summary_seconds
         elif isinstance(event, ev.FitEnd):
             self.end, self.slab = event, None
 
@@ -324,7 +324,8 @@ class FitDigest(Digest):
                 inside = done / max(self.n_iter_done / self.n_slabs_done, done + 1)
             else:  # nothing to compare with yet: pairs leave roughly as iterations pass
                 inside = 0.9 * (1 - (self.last.n_active / max(self.last.n_pairs, 1)))
-        return min((self.n_slabs_done + inside) / self.n_slabs, 1.0)
+        # The last per cent is for the pairs that are finished on the raw events.
+        return min((self.n_slabs_done + inside) / self.n_slabs, 0.99)
 
     def _series(self) -> dict[str, Series]:
         return {"iterations": self.iterations, "slabs": self.slabs}
@@ -364,7 +365,10 @@ class FitDigest(Digest):
             rows.append(["problem", f"{b.n_latents:,} latents × {b.n_classes:,} classes, {b.n_rows:,} rows"])
             rows.append(["events", f"{b.n_events:,} in {b.n_nodes:,} nodes ({b.method})"])
             rows.append(
-                ["sizes", f"slab {b.class_slab_size}, block {b.latent_block_size}, rows {b.row_batch_size:,}"]
+                [
+                    "sizes",
+                    f"slab {b.class_slab_size}, block {b.latent_block_size}, rows {b.row_batch_size or 'auto'}",
+                ]
             )
         rows.append(["iterations", f"{self.n_steps:,} in {self.n_slabs_done:,} slabs"])
         rows.append(["n_fail", f"{self._numbers()['n_fail']:,}"])

@@ -131,7 +131,8 @@ class FlamePair:
     def _repr_html_(self) -> str:
         cell = '<div style="flex:1 1 420px;min-width:0">{}</div>'
         both = "".join(cell.format(f._repr_html_()) for f in (self.off, self.debug))
-        return f'<p>{html.escape(self.summary())}</p><div style="display:flex;flex-wrap:wrap;gap:14px">{both}</div>'
+        row = f'<div style="display:flex;flex-wrap:wrap;gap:14px">{both}</div>'
+        return f"<p>{html.escape(self.summary())}</p>{row}"
 
 
 def flame(
@@ -258,7 +259,7 @@ def compare_flames(
         debug = _DebugLog(file)
         pairs = []
         for i in range(repeats):
-            # In turns, each first in every other pair: a machine that speeds up or slows down favours neither.
+            # In turns, each first in every other pair: a machine that slows down favours neither.
             timed = {}
             for on in (False, True) if i % 2 == 0 else (True, False):
                 if on:
@@ -380,6 +381,9 @@ def _shard(
     return x, rng.integers(0, n_classes, n_rows)
 
 
+_FRAME = "width:100%;height:430px;border:1px solid #8a8f9866;border-radius:8px;background:#fff"
+
+
 def _block(title: str, seconds: str, page: str, spots: pd.DataFrame) -> str:
     """The page in a frame of its own: its styles and scripts stay inside, the notebook's outside."""
     rows = "".join(
@@ -390,7 +394,7 @@ def _block(title: str, seconds: str, page: str, spots: pd.DataFrame) -> str:
     return (
         f"<b>{html.escape(title)}</b> &nbsp; {seconds}"
         f'<iframe class="interp-flame" title="Flame of {html.escape(title)}" srcdoc="{html.escape(page)}" '
-        'style="width:100%;height:430px;border:1px solid #8a8f9866;border-radius:8px;background:#fff"></iframe>'
+        f'style="{_FRAME}"></iframe>'
         f"<details><summary>hotspots</summary><table>{rows}</table></details>"
     )
 

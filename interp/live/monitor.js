@@ -49,7 +49,7 @@ const FIT = {
   caption: (h) => {
     const p = h.problem;
     if (!p) return "";
-    const sizes = `slab ${p.sizes[0]} · block ${p.sizes[1]} · rows ${whole(p.sizes[2])}`;
+    const sizes = `slab ${p.sizes[0]} · block ${p.sizes[1]} · rows ${p.sizes[2] ? whole(p.sizes[2]) : "auto"}`;
     return `${whole(p.latents)} latents × ${whole(p.classes)} classes · ${short(p.events)} events in ${short(p.nodes)} nodes · ${p.method} on ${p.device} · ${sizes}`;
   },
   panels: [

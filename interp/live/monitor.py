@@ -231,6 +231,10 @@ class Monitor(anywidget.AnyWidget):
             return f"Waiting for the logs of {path} ({what})"
         if self.run is not None and self.digest.state == "waiting" and not self.run.done:
             return "Preparing: the first event has not come yet"
+        return self._note(self.digest)
+
+    def _note(self, digest: Digest) -> str:
+        """A word on what the job does where its events are silent."""
         return ""
 
     def _add_jobs(self, head: dict[str, Any], now: float) -> None:
@@ -297,7 +301,7 @@ class Monitor(anywidget.AnyWidget):
         """Display the monitor here, with the place of the picture that stays."""
         from IPython.display import display
 
-        # Where a page cannot show the widget (no kernel), nothing stands here: the place below has the picture.
+        # Where a page cannot show the widget, nothing stands here: the place below has the picture.
         data = {**self._repr_mimebundle_()[0], "text/html": "", "text/plain": self.name}
         display(data, raw=True)
         self._place.show(self._ended)
@@ -318,6 +322,11 @@ class FitMonitor(Monitor):
     name = "Probe fit"
     leap = SlabEnd
     step_names = ("Step", "Step slab")
+
+    def _note(self, digest: Digest) -> str:
+        assert isinstance(digest, FitDigest)
+        last = digest.n_slabs and digest.n_slabs_done >= digest.n_slabs and digest.state == "running"
+        return "Finishing the pairs that need it on the raw events" if last else ""
 
     def figure(self, *, dark: bool = False) -> Figure:
         """The static picture of this moment: `interp.live.plots.fit_figure`."""
