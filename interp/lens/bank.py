@@ -1,0 +1,394 @@
+"""The activation bank: every prompt is forwarded once, whatever the number of lenses that read it.
+
+A row is the pooled state of one prompt at one site. Its key is a hash of the prompt; the bank as a whole belongs to one
+model (weights, revision, dtype, attention), site and pooling. With a folder, rows are kept in safetensors shards, each written
+under a temporary name and renamed: a killed run finds all finished shards again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.events import BatchEnd, Event, Hook
+
+if TYPE_CHECKING:
+    from interp.capture.model import Model
+    from interp.lens.samples import Sample
+
+__all__ = ["POOLINGS", "Bank", "pool"]
+
+POOLINGS = ("span", "mean", "max", "last")
+
+#: Prompts per call of capture: bounds the rows that are held before pooling.
+_CHUNK_BYTES = 256 * 2**20
+
+
+def pool(rows: Tensor, offsets: Tensor, mask: Tensor, how: str) -> Tensor:
+    """Pool the rows of each prompt.
+
+    Parameters
+    ----------
+    rows : tensor, shape (n_tokens, width)
+    offsets : int64 tensor, shape (n_prompts + 1,)
+        Rows of prompt i are ``offsets[i]:offsets[i + 1]``.
+    mask : bool tensor, shape (n_tokens,)
+        Rows that count; at least one of every prompt.
+    how : {"mean", "span", "max", "last"}
+        ``span`` is the mean over a mask that covers a span.
+
+    Returns
+    -------
+    tensor, shape (n_prompts, width), float32
+    """
+    n = len(offsets) - 1
+    owner = torch.repeat_interleave(torch.arange(n), offsets.diff())[mask]
+    counts = torch.bincount(owner, minlength=n)
+    if bool((counts == 0).any()):
+        raise ValueError(f"prompt {int((counts == 0).nonzero()[0])} has no row to pool")
+    kept = rows[mask].float()
+    if how == "last":
+        return kept[counts.cumsum(0) - 1]
+    if how == "max":
+        return torch.segment_reduce(kept, "max", lengths=counts)
+    # Each prompt's sum on its own: a running sum over the file would carry rounding from prompt to prompt.
+    return torch.segment_reduce(kept, "mean", lengths=counts)
+
+
+class Bank:
+    """Pooled activations of prompts, made on demand and kept.
+
+    Parameters
+    ----------
+    model : Model
+        From ``interp.load_model``.
+    site : str
+        One site, such as ``resid_post.2``.
+    pooling : {"span", "mean", "max", "last"}
+        Over the tokens of the example in its template (``span``, a mean), over the whole prompt, or its last token. Special tokens
+        (BOS, padding …) never count.
+    continuation : int
+        Tokens to generate behind each prompt. Their mean is a second row of the prompt (``take(..., response=True)``).
+    temperature : float
+        Of the continuation; draws depend on `seed` and the prompt alone, not on order or batch.
+    seed : int
+    folder : path, optional
+        Where rows are kept between runs.
+    batch_tokens : int or "auto"
+        As in ``interp.capture``.
+
+    Attributes
+    ----------
+    n_forwarded : int
+        Prompts that this object sent through the model.
+    n_loaded : int
+        Rows found in the folder.
+    seconds : float
+        Spent in forward passes and pooling.
+
+    Raises
+    ------
+    ValueError
+        For an unknown pooling, ``span`` without a fast tokenizer, or a damaged shard (named).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        site: str,
+        *,
+        pooling: str = "span",
+        continuation: int = 0,
+        temperature: float = 0.0,
+        seed: int = 0,
+        folder: str | os.PathLike[str] | None = None,
+        batch_tokens: int | str = "auto",
+    ) -> None:
+        if pooling not in POOLINGS:
+            raise ValueError(f"unknown pooling {pooling!r}: expected one of {', '.join(POOLINGS)}")
+        if model.tokenizer is None:
+            raise ValueError(f"{model.name} has no tokenizer; lenses are trained on text and need one")
+        if pooling == "span" and not model.tokenizer.is_fast:
+            raise ValueError(
+                f"pooling='span' needs character offsets, which the slow tokenizer of {model.name} does not give; "
+                "use pooling='mean'"
+            )
+        if continuation and not model.is_causal:
+            raise ValueError(f"{model.name} is an encoder and cannot continue a prompt; use continuation=0")
+        self.model, self.site, self.pooling = model, site, pooling
+        self.continuation, self.temperature, self.seed = continuation, temperature, seed
+        self.batch_tokens = batch_tokens
+        self.n_forwarded = self.n_loaded = 0
+        self.seconds = 0.0
+        self._index: dict[bytes, int] = {}
+        self._blocks: list[tuple[Tensor, Tensor | None]] = []  # rows, response rows
+        self._whole: tuple[Tensor, Tensor | None] | None = None
+        self._replies: list[str] = []
+        self.identity = {
+            "model": model.name,
+            "revision": model.revision,
+            "weights": model.fingerprint,  # of the values in their dtype
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "attention": model.attention,
+            "tokenizer": model.tokenizer_hash,
+            "site": site,
+            "pooling": pooling,
+            "continuation": [continuation, temperature, seed] if continuation else 0,
+        }
+        self.folder: Path | None = None
+        if folder is not None:
+            digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+            self.folder = Path(folder) / f"{site}-{pooling}-{digest}"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "bank.json").write_text(json.dumps(self.identity, indent=1) + "\n")
+            self._load()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __repr__(self) -> str:
+        return f"<Bank: {len(self)} prompts at {self.site} ({self.pooling}), {self.n_forwarded} forwarded>"
+
+    # ------------------------------------------------------------------ reading
+
+    def __contains__(self, sample: Sample) -> bool:
+        return self._key(sample) in self._index
+
+    def index(self, samples: Iterable[Sample]) -> Tensor:
+        """Rows of samples that are in the bank, int64; KeyError for one that is not."""
+        return torch.tensor([self._index[self._key(s)] for s in samples], dtype=torch.int64)
+
+    def take(self, index: Tensor, *, response: bool = False) -> Tensor:
+        """Rows by number, float32 ``[*index.shape, width]``; of the continuations with `response`."""
+        if self._whole is None or len(self._blocks) > 1:
+            rows = torch.cat([b[0] for b in self._blocks])
+            replies = [b[1] for b in self._blocks if b[1] is not None]
+            self._whole = rows, torch.cat(replies) if replies else None
+            self._blocks = [self._whole]
+        chosen = self._whole[1] if response else self._whole[0]
+        if chosen is None:
+            raise ValueError("this bank holds no continuations; make it with continuation > 0")
+        return chosen[index]
+
+    def reply(self, row: int) -> str:
+        """Text of the continuation of a row ("" without continuations)."""
+        return self._replies[row] if self.continuation else ""
+
+    # ------------------------------------------------------------------ making rows
+
+    def ensure(self, samples: Iterable[Sample], *, iteration_hook: Hook | None = None) -> bool:
+        """Forward those prompts that are not in the bank yet, batched by capture.
+
+        Parameters
+        ----------
+        samples : iterable of Sample
+        iteration_hook : callable, optional
+            Gets each `BatchEnd` of the captures; may return True to stop after it. What is finished is kept.
+
+        Returns
+        -------
+        bool
+            Whether all samples are in the bank now (False after a stop).
+
+        Raises
+        ------
+        FloatingPointError
+            If the model gives numbers that are not finite; the prompts are named.
+        """
+        missing: dict[bytes, Sample] = {}
+        for sample in samples:
+            key = self._key(sample)
+            if key not in self._index:
+                missing.setdefault(key, sample)
+        if not missing:
+            return True
+        start = time.perf_counter()
+        # One text with two spans is two rows of one prompt: it is still forwarded once.
+        by_text: dict[str, list[tuple[bytes, Sample]]] = {}
+        for key, sample in missing.items():
+            by_text.setdefault(sample.text, []).append((key, sample))
+        # By length, so that a chunk pads little; the text breaks ties the same way in every run.
+        texts = sorted(by_text, key=lambda t: (len(t), t))
+        complete = True
+        for chunk in self._chunks(texts):
+            complete = self._forward(chunk, by_text, iteration_hook)
+            if not complete:
+                break
+        self.seconds += time.perf_counter() - start
+        return complete
+
+    def _chunks(self, texts: list[str]) -> Iterable[list[str]]:
+        per_character = self.model.width * 4 / 3  # about 3 characters a token
+        chunk: list[str] = []
+        size = 0.0
+        for text in texts:
+            chunk.append(text)
+            size += (len(text) + 3 * self.continuation + 6) * per_character
+            if size > _CHUNK_BYTES:
+                yield chunk
+                chunk, size = [], 0.0
+        if chunk:
+            yield chunk
+
+    def _forward(
+        self, texts: list[str], by_text: dict[str, list[tuple[bytes, Sample]]], hook: Hook | None
+    ) -> bool:
+        from interp.capture.record import capture
+
+        encoded = self._encode(texts)
+
+        def relay(event: Event) -> Any:
+            return hook(event) if hook is not None and isinstance(event, BatchEnd) else None
+
+        prompts = [
+            # The id seeds the continuation, so it is made of the content alone.
+            {"id": f"{text[:60]} #{hashlib.sha256(text.encode()).hexdigest()[:12]}", "token_ids": e["ids"]}
+            for text, e in zip(texts, encoded, strict=True)
+        ]
+        acts = capture(
+            self.model,
+            prompts,
+            sites=[self.site],
+            max_new_tokens=self.continuation,
+            temperature=self.temperature,
+            batch_tokens=self.batch_tokens,
+            seed=self.seed,
+            iteration_hook=relay if hook is not None else None,
+        )
+        place = {p["id"]: i for i, p in enumerate(prompts)}
+        finished = [place[i] for i in acts.prompt_ids]
+        self.n_forwarded += len(finished)
+        if finished:
+            self._keep(acts, [(texts[i], encoded[i]) for i in finished], by_text)
+        return len(finished) == len(texts)
+
+    def _encode(self, texts: list[str]) -> list[dict[str, Any]]:
+        tokenizer = self.model.tokenizer
+        offsets = bool(tokenizer.is_fast)
+        batch = tokenizer(texts, return_offsets_mapping=offsets)
+        spans = batch["offset_mapping"] if offsets else [None] * len(texts)
+        return [{"ids": ids, "spans": s} for ids, s in zip(batch["input_ids"], spans, strict=True)]
+
+    def _keep(
+        self,
+        acts: Any,
+        prompts: list[tuple[str, dict[str, Any]]],
+        by_text: dict[str, list[tuple[bytes, Sample]]],
+    ) -> None:
+        rows, ids, offsets = acts[self.site], acts.token_ids, acts.offsets
+        given = acts.phase == 0
+        special = torch.tensor(sorted(_structural_ids(self.model.tokenizer)), dtype=torch.int64)
+        content = ~torch.isin(ids, special)
+        # Token ids were ours, so the spans fit; capture gives them back in its own order.
+        keys: list[bytes] = []
+        owners: list[int] = []
+        masks: list[Tensor] = []
+        for i, (text, encoded) in enumerate(prompts):
+            a, b = int(offsets[i]), int(offsets[i + 1])
+            whole = given[a:b] & content[a:b]
+            if not bool(whole.any()):
+                whole = given[a:b]
+            for key, sample in by_text[text]:
+                keys.append(key)
+                owners.append(i)
+                masks.append(self._span(sample, encoded, whole) if self.pooling == "span" else whole)
+        if owners == list(range(len(prompts))):
+            pooled = pool(rows, offsets, torch.cat(masks), self.pooling)
+        else:  # a prompt with several spans: its rows are taken once for each
+            lengths = offsets.diff()[owners]
+            index = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in owners])
+            repeated = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+            pooled = pool(rows[index], repeated, torch.cat(masks), self.pooling)
+        answers: Tensor | None = None
+        texts: list[str] = []
+        if self.continuation:
+            said = ~given & content
+            for i in range(len(prompts)):
+                a, b = int(offsets[i]), int(offsets[i + 1])
+                if not bool(said[a:b].any()):  # it ended at once: the state at the end is all there is
+                    said[b - 1] = True
+            answers = pool(rows, offsets, said, "mean")[owners]
+            tokenizer = self.model.tokenizer
+            for i in owners:
+                a, b = int(offsets[i]), int(offsets[i + 1])
+                texts.append(tokenizer.decode(ids[a:b][~given[a:b]], skip_special_tokens=True))
+        bad = (~torch.isfinite(pooled).all(dim=1)).nonzero()[:, 0].tolist()
+        if bad:
+            raise FloatingPointError(
+                f"{len(bad)} of {len(pooled)} prompts gave activations that are not finite at {self.site}, "
+                f"first {prompts[owners[bad[0]]][0]!r}; load the model in bfloat16 or float32"
+            )
+        if self.folder is not None:
+            self._write(keys, pooled, answers, texts)
+        self._add(keys, pooled, answers, texts)
+
+    @staticmethod
+    def _span(sample: Sample, encoded: dict[str, Any], whole: Tensor) -> Tensor:
+        inside = [b > a and b > sample.start and a < sample.stop for a, b in encoded["spans"]]
+        mask = torch.zeros_like(whole)
+        mask[: len(inside)] = torch.tensor(inside)
+        if not bool(mask.any()):
+            raise ValueError(f"no token of {sample.text!r} lies in {sample.filler!r}")
+        return mask
+
+    def _key(self, sample: Sample) -> bytes:
+        span = f"{sample.start}:{sample.stop}" if self.pooling == "span" else ""
+        return hashlib.sha256(f"{span}\x1f{sample.text}".encode()).digest()[:16]
+
+    def _add(self, keys: Sequence[bytes], rows: Tensor, answers: Tensor | None, texts: Sequence[str]) -> None:
+        kept = [i for i, key in enumerate(keys) if key not in self._index]
+        for i in kept:
+            self._index[keys[i]] = len(self._index)
+        if kept:
+            self._blocks.append((rows[kept], None if answers is None else answers[kept]))
+            self._replies += [texts[i] for i in kept] if texts else []
+
+    # ------------------------------------------------------------------ the folder
+
+    def _write(self, keys: list[bytes], rows: Tensor, answers: Tensor | None, texts: list[str]) -> None:
+        from safetensors.torch import save_file
+
+        assert self.folder is not None
+        tensors = {
+            "rows": rows.contiguous(),
+            "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, 16),
+        }
+        if answers is not None:
+            tensors["replies"] = answers.contiguous()
+        name = f"{len(self._index):08d}-{uuid.uuid4().hex[:8]}.safetensors"
+        draft = self.folder / f".{name}.tmp"
+        save_file(tensors, draft, metadata={"texts": json.dumps(texts)})
+        os.replace(draft, self.folder / name)
+
+    def _load(self) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        assert self.folder is not None
+        for file in sorted(self.folder.glob("[0-9]*.safetensors")):
+            try:
+                with safe_open(file, framework="pt") as f:
+                    keys = [bytes(k) for k in f.get_tensor("keys").numpy()]
+                    rows = f.get_tensor("rows")
+                    answers = f.get_tensor("replies") if "replies" in f.keys() else None  # noqa: SIM118
+                    texts = json.loads(f.metadata()["texts"])
+            except (SafetensorError, OSError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"the bank's shard {file} is damaged ({error}); delete it, its prompts are then forwarded again"
+                ) from error
+            self._add(keys, rows, answers, texts)
+        self.n_loaded = len(self._index)
+
+
+def _structural_ids(tokenizer: Any) -> set[int]:
+    """Ids of tokens that stand for no text: BOS, EOS, padding, separators. Not the unknown word."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+    return {i for name in names if (i := getattr(tokenizer, name, None)) is not None}

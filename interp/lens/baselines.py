@@ -1,0 +1,104 @@
+"""What a grade must be compared with: shuffled labels, template words alone, a bag of words.
+
+All three are the same L2 logistic fit as the lens, on the same training and test samples:
+
+* *shuffled*: the lens's own features, labels permuted within the training and the test samples. Anything else than
+  about 0 means that the evaluation leaks.
+* *template*: the words of the template, without the example. Anything else than about 0 means that the format tells.
+* *text*: the text lens, a bag of words of the prompt (or the continuation). What it reaches needs no model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from interp.lens.fit import choose_lambda, solve
+
+__all__ = ["BagOfWords", "text_logits"]
+
+
+class BagOfWords:
+    """Rows of (1 + log tf) · idf, of norm 1; vocabulary and idf from training texts alone.
+
+    Parameters
+    ----------
+    train : list of str
+    """
+
+    def __init__(self, train: Sequence[str]) -> None:
+        documents = Counter(word for text in set(train) for word in set(_words(text)))
+        n = len(set(train))
+        self._column = {word: i for i, word in enumerate(sorted(documents))}
+        self._idf = np.array([np.log((1 + n) / (1 + documents[w])) + 1 for w in self._column])
+
+    def rows(self, texts: Sequence[str]) -> sp.csr_array:
+        """One row per text; unknown words are left out."""
+        data: list[float] = []
+        columns: list[int] = []
+        indptr = [0]
+        for text in texts:
+            counts = Counter(self._column[w] for w in _words(text) if w in self._column)
+            values = np.array([(1 + np.log(c)) * self._idf[j] for j, c in counts.items()])
+            norm = np.sqrt((values**2).sum()) if len(values) else 1.0
+            data += (values / norm).tolist()
+            columns += list(counts)
+            indptr.append(len(columns))
+        return sp.csr_array((data, columns, indptr), shape=(len(texts), max(len(self._column), 1)))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def text_logits(
+    rows: sp.csr_array,
+    problems: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
+    lam: float | None = None,
+) -> list[np.ndarray]:
+    """Logits of bag-of-words lenses on their test rows.
+
+    Parameters
+    ----------
+    rows : CSR array, shape (n_texts, n_words)
+    problems : list of (train, labels, folds, test)
+        Row numbers, 0/1 labels, fold numbers, row numbers.
+    lam : float, optional
+        Regularisation; by default chosen by grouped cross-validation.
+
+    Returns
+    -------
+    list of array
+    """
+    size = max((len(p[0]) for p in problems), default=0)
+    out: list[np.ndarray] = []
+    for start in range(0, len(problems), 32):
+        part = problems[start : start + 32]
+        gram = torch.zeros(len(part), size, size)
+        y, s = torch.zeros(len(part), size), torch.zeros(len(part), size)
+        folds = torch.full((len(part), size), -1)
+        for k, (train, labels, fold, _) in enumerate(part):
+            n = len(train)
+            gram[k, :n, :n] = torch.from_numpy((rows[train] @ rows[train].T).toarray()).float()
+            y[k, :n] = torch.as_tensor(labels, dtype=torch.float32)
+            s[k, :n] = balanced(y[k, :n])
+            folds[k, :n] = torch.as_tensor(fold)
+        chosen = choose_lambda(gram, y, s, folds) if lam is None else lam
+        alpha, b = solve(None, y, s, chosen, gram=gram, tol=1e-3)
+        for k, (train, _, _, test) in enumerate(part):
+            weight = rows[train].T @ alpha[k, : len(train)].numpy().astype(np.float64)
+            out.append(np.asarray(rows[test] @ weight).ravel() + float(b[k]))
+    return out
+
+
+def balanced(y: torch.Tensor) -> torch.Tensor:
+    """Row weights that give both classes half of the total n."""
+    n, n_pos = len(y), float(y.sum())
+    if not 0 < n_pos < n:
+        return torch.ones_like(y)
+    return torch.where(y > 0, n / (2 * n_pos), n / (2 * (n - n_pos)))

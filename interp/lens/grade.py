@@ -1,0 +1,327 @@
+r"""Grades that luck cannot earn.
+
+The discriminability score of a lens is 2·AUROC − 1 of its logits on held-out prompts, against siblings: 0 is
+chance, 1 perfect. The letter is read off the *lower* end of the two-sided 95 % interval: A ≥ 0.5, B ≥ 0.2, C below,
+U where there are fewer
+than 8 independent prompts of a class (with 8 and 8 nearly perfect scores earn a B at most, and half of the good
+lenses would be called C).
+
+The interval is the wider, on each side, of two:
+
+* DeLong's variance on the logit scale, clustered by group as Obuchowski has it: honest when rows of a group
+  move together. It collapses when the classes separate perfectly (variance 0).
+* Newcombe's score interval, the values θ with (A − θ)² ≤ z² V(θ), where V is the Hanley–McNeil variance *at θ*, for as many
+  rows as there are groups: never empty, at A = 1 still 1 − θ ≈ z² (1 + N/2)/(n m) wide, N = (n + m)/2 − 1.
+
+References
+----------
+DeLong, DeLong, Clarke-Pearson, Biometrics 44 (1988) 837. Obuchowski, Biometrics 53 (1997) 567.
+Newcombe, Statistics in Medicine 25 (2006) 559, method 5. Hanley, McNeil, Radiology 143 (1982) 29.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import expit, logit, ndtri
+
+__all__ = [
+    "Grade",
+    "auroc",
+    "auroc_interval",
+    "balanced_f1",
+    "brier",
+    "calibration",
+    "f1_interval",
+    "grade",
+    "letter",
+    "platt",
+]
+
+#: Lower bounds of the score from which a lens is an A, a B.
+A_FROM, B_FROM = 0.5, 0.2
+#: Fewest groups of either class that are graded.
+MIN_GROUPS = 8
+
+
+def auroc(scores: ArrayLike, labels: ArrayLike) -> np.ndarray:
+    """AUROC of many lenses at once, ties counted one half.
+
+    Parameters
+    ----------
+    scores : array, shape (..., n)
+    labels : bool array, shape (..., n) or (n,)
+
+    Returns
+    -------
+    array, shape (...)
+        NaN where a class is absent.
+    """
+    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
+    labels = np.broadcast_to(labels, scores.shape)
+    n_pos = labels.sum(axis=-1)
+    n_neg = scores.shape[-1] - n_pos
+    ranks = _midranks(scores)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        wins = np.where(labels, ranks, 0.0).sum(axis=-1) - n_pos * (n_pos + 1) / 2
+        return wins / (n_pos * n_neg)
+
+
+def _midranks(x: np.ndarray) -> np.ndarray:
+    """Ranks from 1 along the last axis; equal values share their mean rank."""
+    order = np.argsort(x, axis=-1, kind="stable")
+    ordered = np.take_along_axis(x, order, axis=-1)
+    index = np.broadcast_to(np.arange(x.shape[-1]), x.shape)
+    new = np.ones(x.shape, dtype=bool)
+    new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    first = np.maximum.accumulate(np.where(new, index, 0), axis=-1)
+    last_of_block = np.ones(x.shape, dtype=bool)
+    last_of_block[..., :-1] = new[..., 1:]
+    big = np.where(last_of_block, index, x.shape[-1])
+    last = np.minimum.accumulate(big[..., ::-1], axis=-1)[..., ::-1]
+    out = np.empty(x.shape)
+    np.put_along_axis(out, order, (first + last) / 2 + 1, axis=-1)
+    return out
+
+
+def auroc_interval(
+    scores: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None, *, level: float = 0.95
+) -> tuple[float, float, float]:
+    """AUROC of one lens with its two-sided interval (see the module's text).
+
+    Parameters
+    ----------
+    scores : array, shape (n,)
+    labels : bool array, shape (n,)
+    groups : array, shape (n,), optional
+        Rows of one group are not independent. Default: every row for itself.
+    level : float
+
+    Returns
+    -------
+    auroc, low, high : float
+        NaN, 0, 1 where a class is absent.
+    """
+    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(scores))} of {scores.size} scores are not finite")
+    groups = np.arange(len(scores)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    pos, neg = scores[labels], scores[~labels]
+    n, m = len(pos), len(neg)
+    if not n or not m:
+        return math.nan, 0.0, 1.0
+    every = _midranks(scores)
+    # Placements: the share of the other class that a row beats.
+    beats = np.empty(len(scores))
+    beats[labels] = (every[labels] - _midranks(pos)) / m
+    beats[~labels] = 1 - (every[~labels] - _midranks(neg)) / n
+    area = float(beats[labels].mean())
+    z = float(ndtri(0.5 + level / 2))
+    n_groups = len(np.unique(groups[labels])), len(np.unique(groups[~labels]))
+    low, high = _newcombe(area, *n_groups, z)
+    if 0 < area < 1:
+        spread = z * math.sqrt(_delong_variance(beats, labels, groups, area)) / (area * (1 - area))
+        centre = float(logit(area))
+        low, high = min(low, float(expit(centre - spread))), max(high, float(expit(centre + spread)))
+    return area, low, high
+
+
+def _delong_variance(beats: np.ndarray, labels: np.ndarray, groups: np.ndarray, area: float) -> float:
+    size = int(groups.max()) + 1
+    off = beats - area
+    sums = {c: np.bincount(groups[labels == c], off[labels == c], minlength=size) for c in (True, False)}
+    counts = {c: np.bincount(groups[labels == c], minlength=size) for c in (True, False)}
+    total = 0.0
+    for c in (True, False):
+        present = np.count_nonzero(counts[c])
+        if present < 2:
+            return 0.25  # one group tells nothing of the spread; this is the most it can be
+        total += present / (present - 1) * float((sums[c] ** 2).sum()) / counts[c].sum() ** 2
+    shared = np.count_nonzero(counts[True] + counts[False])
+    product = counts[True].sum() * counts[False].sum()
+    return max(total + 2 * shared / (shared - 1) * float((sums[True] * sums[False]).sum()) / product, 0.0)
+
+
+def _newcombe(area: float, n: int, m: int, z: float) -> tuple[float, float]:
+    half = (n + m) / 2 - 1
+
+    def outside(theta: float) -> float:
+        v = theta * (1 - theta)
+        v *= 1 + half * (1 - theta) / (2 - theta) + half * theta / (1 + theta)
+        return (area - theta) ** 2 - z * z * v / (n * m)
+
+    def edge(inside: float, end: float) -> float:
+        # `outside` changes sign once between the estimate and either end of [0, 1].
+        if outside(end) <= 0:
+            return end
+        for _ in range(60):
+            middle = (inside + end) / 2
+            inside, end = (inside, middle) if outside(middle) > 0 else (middle, end)
+        return end
+
+    return edge(area, 0.0), edge(area, 1.0)
+
+
+@dataclass(frozen=True)
+class Grade:
+    """A letter and what it rests on.
+
+    Attributes
+    ----------
+    letter : str
+        A, B, C or U.
+    why : str
+        For U: what is missing.
+    score, low, high : float
+        2·AUROC − 1 and its two-sided 95 % interval; NaN where there is no AUROC.
+    auroc : float
+    n_pos, n_neg : int
+        Groups of held-out prompts.
+    """
+
+    letter: str
+    why: str
+    score: float
+    low: float
+    high: float
+    auroc: float
+    n_pos: int
+    n_neg: int
+
+
+def letter(low: float) -> str:
+    """A, B or C for a lower bound of the score."""
+    return "A" if low >= A_FROM else "B" if low >= B_FROM else "C"
+
+
+def grade(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None) -> Grade:
+    """Grade one lens on its held-out prompts.
+
+    Parameters
+    ----------
+    scores : array, shape (n,)
+        Logits on positives and on examples of siblings.
+    labels : bool array, shape (n,)
+    groups : array, shape (n,), optional
+        The source of each row.
+
+    Returns
+    -------
+    Grade
+    """
+    labels = np.asarray(labels, dtype=bool)
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    n, m = len(np.unique(groups[labels])), len(np.unique(groups[~labels]))
+    if not n or not m:
+        missing = "held-out positives" if not n else "held-out prompts of siblings"
+        return Grade("U", f"no {missing}", math.nan, math.nan, math.nan, math.nan, n, m)
+    area, low, high = auroc_interval(scores, labels, groups)
+    if min(n, m) < MIN_GROUPS:
+        why = f"{n} positive and {m} sibling prompts held out, {MIN_GROUPS} of each are needed"
+        return Grade("U", why, 2 * area - 1, 2 * low - 1, 2 * high - 1, area, n, m)
+    return Grade(letter(2 * low - 1), "", 2 * area - 1, 2 * low - 1, 2 * high - 1, area, n, m)
+
+
+# ------------------------------------------------------------------------------ F1
+
+
+def balanced_f1(scores: ArrayLike, labels: ArrayLike, threshold: float = 0.0) -> float:
+    """F1 at `threshold`, with both classes given the same total weight (F1 depends on prevalence)."""
+    scores, labels = np.asarray(scores), np.asarray(labels, dtype=bool)
+    if not labels.any() or labels.all():
+        return math.nan
+    tp = float((scores[labels] > threshold).mean())
+    fp = float((scores[~labels] > threshold).mean())
+    return 2 * tp / (tp + fp + 1)  # 2 tp / (2 tp + fp + fn) with fn = 1 − tp
+
+
+def f1_interval(tp: int, fp: int, fn: int, *, level: float = 0.95) -> tuple[float, float, float]:
+    """F1 and its two-sided interval.
+
+    F1 = 2J/(1 + J) with the Jaccard index J = tp/(tp + fp + fn), which is a proportion: Wilson's interval for J,
+    carried over. With no error at all, 37 positives are needed for a lower bound of 0.95.
+
+    Returns
+    -------
+    f1, low, high : float
+        0, 0, 1 for no positives at all.
+    """
+    n = tp + fp + fn
+    if not n:
+        return 0.0, 0.0, 1.0
+    z2 = float(ndtri(0.5 + level / 2)) ** 2
+    j = tp / n
+    centre = (j + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (j * (1 - j) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    low, high = max(centre - half, 0.0), min(centre + half, 1.0)
+    return 2 * j / (1 + j), 2 * low / (1 + low), 2 * high / (1 + high)
+
+
+# ------------------------------------------------------------------------------ probabilities
+
+
+def brier(logits: ArrayLike, labels: ArrayLike) -> float:
+    """Mean squared error of the probabilities, both classes weighted alike (0.25: no information)."""
+    p, labels = expit(np.asarray(logits, dtype=np.float64)), np.asarray(labels, dtype=bool)
+    if not labels.any() or labels.all():
+        return math.nan
+    return float(0.5 * ((1 - p[labels]) ** 2).mean() + 0.5 * (p[~labels] ** 2).mean())
+
+
+def calibration(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
+    """Slope and intercept of a logistic regression of the labels on the logits (1 and 0 when calibrated).
+
+    NaN where the logits separate the classes, for then no slope is the largest likelihood's.
+    """
+    f, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=bool)
+    if not labels.any() or labels.all() or f[labels].min() >= f[~labels].max():
+        return math.nan, math.nan
+    if f[labels].max() <= f[~labels].min():
+        return math.nan, math.nan
+    return _fit_slope(f, labels, ridge=0.0, centre=1.0)
+
+
+def platt(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
+    """Slope a > 0 and intercept c such that σ(a f + c) is calibrated, fitted on rows of their own.
+
+    A prior draws log a towards 0 with the weight of one row, so that perfectly separated rows give a finite slope; with fewer
+    than 10 rows of a class nothing is changed (1, 0).
+
+    References
+    ----------
+    Platt, Probabilistic outputs for support vector machines, 1999.
+    """
+    f, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=bool)
+    if min(labels.sum(), (~labels).sum()) < 10:
+        return 1.0, 0.0
+    slope, intercept = _fit_slope(f, labels, ridge=1.0, centre=1.0)
+    return (slope, intercept) if slope > 0.05 else (0.05, 0.0)
+
+
+def _fit_slope(f: np.ndarray, labels: np.ndarray, *, ridge: float, centre: float) -> tuple[float, float]:
+    """Newton for Σ s [softplus(a f + c) − y (a f + c)] + ridge/2 (a − centre)², classes weighted alike."""
+    s = np.where(labels, 0.5 / labels.sum(), 0.5 / (~labels).sum()) * len(f)
+    x = np.stack([f, np.ones_like(f)], axis=1)
+    beta = np.array([centre, 0.0])
+    prior = np.array([ridge, 1e-9])
+    target = np.array([centre, 0.0])
+
+    def loss(b: np.ndarray) -> float:
+        t = x @ b
+        return float((s * (np.logaddexp(0, t) - labels * t)).sum() + 0.5 * (prior * (b - target) ** 2).sum())
+
+    for _ in range(60):
+        p = expit(x @ beta)
+        gradient = x.T @ (s * (p - labels)) + prior * (beta - target)
+        hessian = (x.T * (s * p * (1 - p))) @ x + np.diag(prior + 1e-12)
+        step = np.linalg.solve(hessian, gradient)
+        t, before = 1.0, loss(beta)
+        while loss(beta - t * step) > before and t > 1e-6:
+            t /= 2
+        beta = beta - t * step
+        if np.abs(t * step).max() < 1e-9:
+            break
+    return float(beta[0]), float(beta[1])

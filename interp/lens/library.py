@@ -1,0 +1,698 @@
+"""Trained lenses: score every token with all of them in one matrix product, look, steer, save.
+
+>>> lenses = interp.train_lenses(model, "tiny", site="resid_post.2")     # doctest: +SKIP
+>>> lenses.frame().grade.value_counts()                                  # doctest: +SKIP
+>>> lenses.score("The robin sings.")                   # tokens × lenses   # doctest: +SKIP
+>>> lenses["songbird"].steering_vector()                                 # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.capture.activations import Activations
+    from interp.capture.model import Model
+    from interp.lens.show import Highlight
+
+__all__ = ["Lens", "LensMismatch", "LensReport", "Lenses"]
+
+FORMAT, VERSION = "interp.lenses", 1
+
+
+class LensMismatch(ValueError):
+    """Lenses were given activations of another model, site or normalisation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensReport:
+    """What is known about one lens. Scores are 2·AUROC − 1; "test" is the test split, read once.
+
+    Attributes
+    ----------
+    concept, term : str
+    level : int
+        Ontology level.
+    grade : str
+        A, B, C, or U with the reason in `why`.
+    score, score_low, score_high, auroc : float
+        On the test split against siblings, held-out templates, with the two-sided 95 % interval of the score.
+    auroc_seen : float
+        The same texts in the templates of training: much more than `auroc` means the format matters.
+    f1, brier, calibration_slope, calibration_intercept : float
+        Test split, classes weighted alike; slope 1 and intercept 0 are calibrated, NaN if separated perfectly.
+    f1_select, f1_select_low : float
+        What the growth of samples was steered by, with its lower 95 % bound.
+    score_shuffled, score_template, score_text : float
+        Baselines, test split: labels shuffled everywhere; template words only; bag of words (the text lens).
+    divergence : float
+        Mean difference of the probabilities of this lens and its text lens, test split.
+    n_samples, n_positive, n_negative, n_test_positive, n_test_negative : int
+        Training rows, and independent groups of the test split.
+    n_iter : int
+        Fits, one per number of samples.
+    stop_reason : str
+        target_met, no_more_data, budget, stopped; "" if there was nothing to fit.
+    forced_on : bool
+        Blocking validation keeps (or would keep) the lens in training after the target is met.
+    extra_iterations : int
+        Iterations after the target was met; with advisory validation, the most that blocking could have added.
+    lam : float
+        Chosen regularisation.
+    seconds : float
+        This lens's share of fitting and grading.
+    fitted : bool
+        Whether there are weights.
+    """
+
+    concept: str
+    term: str
+    level: int
+    grade: str = "U"
+    why: str = ""
+    score: float = math.nan
+    score_low: float = math.nan
+    score_high: float = math.nan
+    auroc: float = math.nan
+    auroc_seen: float = math.nan
+    f1: float = math.nan
+    brier: float = math.nan
+    calibration_slope: float = math.nan
+    calibration_intercept: float = math.nan
+    f1_select: float = math.nan
+    f1_select_low: float = math.nan
+    score_shuffled: float = math.nan
+    score_template: float = math.nan
+    score_text: float = math.nan
+    divergence: float = math.nan
+    n_samples: int = 0
+    n_positive: int = 0
+    n_negative: int = 0
+    n_test_positive: int = 0
+    n_test_negative: int = 0
+    n_iter: int = 0
+    stop_reason: str = ""
+    forced_on: bool = False
+    extra_iterations: int = 0
+    lam: float = math.nan
+    seconds: float = 0.0
+    fitted: bool = False
+
+
+class Lenses:
+    """All lenses of one training.
+
+    Made by `train_lenses` or `Lenses.load`. ``lenses[id]`` is one `Lens`; iterating gives those with weights.
+
+    Parameters
+    ----------
+    reports : list of LensReport
+        Of every concept, those without weights included.
+    weight : tensor, shape (n_lenses, width), float32
+        Of the fitted ones, in the order of `reports`, for standardised rows.
+    bias : tensor, shape (n_lenses,)
+    mean, scale : tensors, shape (width,)
+        Rows are standardised as (x − mean) / scale.
+    negatives : tensor, shape (n_lenses, m)
+        Sorted logits of texts that do not show the concept (calibration split), NaN behind the last.
+    meta : dict
+        Model, site, pooling, pack, parameters and history of the training.
+    model : Model, optional
+        To score text with.
+    mlp : dict of tensors, optional
+        The optional MLP heads (see `interp.lens.fit.fit_mlp`), for rows standardised and divided by √width.
+
+    Attributes
+    ----------
+    ids : list of str
+        Concepts of the columns of `score`.
+    """
+
+    def __init__(
+        self,
+        reports: Sequence[LensReport],
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        negatives: Tensor,
+        meta: dict[str, Any],
+        *,
+        model: Model | None = None,
+        mlp: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.reports = list(reports)
+        self.ids = [r.concept for r in reports if r.fitted]
+        if weight.shape != (len(self.ids), len(mean)):
+            raise ValueError(
+                f"weight has shape {tuple(weight.shape)}, expected ({len(self.ids)}, {len(mean)})"
+            )
+        self.weight, self.bias, self.mean, self.scale = weight, bias, mean, scale
+        self.negatives, self.meta, self.model, self.mlp = negatives, meta, model, mlp
+        self._column = {c: i for i, c in enumerate(self.ids)}
+        self._report = {r.concept: r for r in reports}
+
+    # ------------------------------------------------------------------ what is here
+
+    @property
+    def site(self) -> str:
+        """Where the lenses read."""
+        return self.meta["site"]
+
+    @property
+    def width(self) -> int:
+        """Width of that site."""
+        return len(self.mean)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Lens]:
+        return (self[c] for c in self.ids)
+
+    def __contains__(self, concept: object) -> bool:
+        return concept in self._column
+
+    def __getitem__(self, concept: str) -> Lens:
+        if concept in self._column:
+            return Lens(self, concept)
+        if concept in self._report:
+            raise KeyError(f"the lens of {concept!r} was not fitted: {self._report[concept].why}")
+        raise KeyError(
+            f"no lens for {concept!r}; there are {len(self)}: {', '.join(map(repr, self.ids[:5]))} …"
+        )
+
+    @property
+    def grades(self) -> dict[str, int]:
+        """Number of lenses of each grade."""
+        return {g: sum(r.grade == g for r in self.reports) for g in "ABCU"}
+
+    def frame(self) -> pd.DataFrame:
+        """One row per concept, one column per field of `LensReport`."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(r) for r in self.reports], columns=[f.name for f in fields(LensReport)])
+
+    def history(self) -> pd.DataFrame:
+        """The learning curves: one row per concept and iteration (n_samples, f1, f1_low, auroc)."""
+        import pandas as pd
+
+        columns = ["concept", "iteration", "n_samples", "f1", "f1_low", "auroc"]
+        return pd.DataFrame(self.meta.get("history", []), columns=columns)
+
+    def blocking_table(self) -> pd.DataFrame:
+        """What blocking validation costs (or, advisory, could have cost at most) in this training.
+
+        Returns
+        -------
+        DataFrame
+            One row: concepts, how many were forced on, mean extra iterations of those, total wasted, mean iterations
+            with and without, and their ratio. ``bound`` says that the extra iterations are an upper bound.
+        """
+        import pandas as pd
+
+        trained = [r for r in self.reports if r.fitted]
+        forced = [r for r in trained if r.forced_on]
+        blocking = bool(self.meta["parameters"]["validation_blocking"])
+        wasted = sum(r.extra_iterations for r in forced)
+        done = sum(r.n_iter for r in trained)
+        with_, without = (done, done - wasted) if blocking else (done + wasted, done)
+        n = max(len(trained), 1)
+        row = {
+            "concepts": len(trained),
+            "forced_on": len(forced),
+            "share_forced_on": len(forced) / n,
+            "mean_extra_iterations": wasted / max(len(forced), 1),
+            "total_wasted": wasted,
+            "iterations_blocking": with_ / n,
+            "iterations_advisory": without / n,
+            "speed_up": with_ / max(without, 1),
+            "bound": not blocking,
+        }
+        return pd.DataFrame([row])
+
+    def __repr__(self) -> str:
+        grades = ", ".join(f"{n} {g}" for g, n in self.grades.items() if n)
+        return f"<Lenses: {len(self)} at {self.site} of {self.meta['model']['name']} ({grades})>"
+
+    def _repr_html_(self) -> str:
+        from interp.lens.show import lenses_html
+
+        return lenses_html(self)
+
+    # ------------------------------------------------------------------ scoring
+
+    def score(
+        self,
+        x: str | Sequence[str] | Activations | Tensor,
+        *,
+        model: Model | None = None,
+        site: str | None = None,
+        normalisation: str = "none",
+        head: str = "linear",
+    ) -> Tensor:
+        """Logits of all lenses on all tokens.
+
+        Parameters
+        ----------
+        x : str, list of str, Activations, or tensor of shape (n_tokens, width)
+            A tensor does not say where it comes from, so `site` must.
+        model : Model, optional
+            For text, if the lenses do not know their model (``lenses.model``).
+        site : str, optional
+            Where a tensor was taken.
+        normalisation : str
+            What was done to the rows after capture; lenses want them as they are, ``"none"``.
+        head : {"linear", "mlp"}
+
+        Returns
+        -------
+        tensor, shape (n_tokens, n_lenses), float32
+            Columns as in ``lenses.ids``; probability = sigmoid.
+
+        Raises
+        ------
+        LensMismatch
+            For activations of another model, site or normalisation.
+        FloatingPointError
+            If rows are not finite.
+        """
+        rows = self._rows(x, model, site, normalisation)
+        bad = ~torch.isfinite(rows).all(dim=1)
+        if bool(bad.any()):
+            raise FloatingPointError(
+                f"{int(bad.sum())} of {len(rows)} rows are not finite, first row {int(bad.nonzero()[0])}"
+            )
+        standard = (rows - self.mean.to(rows.device)) / self.scale.to(rows.device)
+        if head == "linear":
+            return standard @ self.weight.to(rows.device).T + self.bias.to(rows.device)
+        if head != "mlp" or self.mlp is None:
+            raise ValueError(f"head={head!r}: these lenses have {'linear, mlp' if self.mlp else 'linear'} heads")
+        m = {k: v.to(rows.device) for k, v in self.mlp.items()}
+        hidden = torch.relu(
+            torch.einsum("nd,kdh->nkh", standard / self.width**0.5, m["up"]) + m["shift"]
+        )
+        return (hidden * m["down"]).sum(dim=2) + m["bias"]
+
+    def _rows(self, x: Any, model: Model | None, site: str | None, normalisation: str) -> Tensor:
+        if normalisation != "none":
+            raise LensMismatch(
+                f"rows are normalised ({normalisation!r}); these lenses were trained on rows as captured and "
+                "standardise them on their own"
+            )
+        if isinstance(x, Tensor):
+            if site is None:
+                raise LensMismatch(
+                    f"a tensor does not say where it was taken; pass site={self.site!r} if it was there"
+                )
+            if site != self.site:
+                raise LensMismatch(f"rows were taken at {site!r}, these lenses read {self.site!r}")
+            if x.ndim != 2 or x.shape[1] != self.width:
+                raise LensMismatch(f"rows have shape {tuple(x.shape)}, expected (n_tokens, {self.width})")
+            return x.float()
+        acts = x if hasattr(x, "meta") else self._capture(x, model)
+        self._check_source(acts.meta)
+        if self.site not in acts:
+            raise LensMismatch(f"activations hold {', '.join(acts.sites)}; these lenses read {self.site!r}")
+        return acts[self.site].float()
+
+    def _capture(self, text: str | Sequence[str], model: Model | None) -> Activations:
+        from interp.capture.record import capture
+
+        model = model or self.model
+        if model is None:
+            raise ValueError("to score text, pass model=, or set lenses.model, to the model of the training")
+        self.check_model(model)
+        texts = [text] if isinstance(text, str) else list(text)
+        # Ids of their own, for the same text may be asked twice.
+        prompts = [{"id": str(i), "text": t} for i, t in enumerate(texts)]
+        return capture(model, prompts, sites=[self.site])
+
+    def check_model(self, model: Model) -> None:
+        """Raise `LensMismatch` unless `model` is the one of the training (its dtype may differ)."""
+        self._check_source(
+            {
+                "model": {
+                    "name": model.name,
+                    "revision": model.revision,
+                    "architecture": model.config.model_type,
+                    "fingerprint": model.fingerprint,
+                    "dtype": str(model.dtype).removeprefix("torch."),
+                },
+                "tokenizer_hash": model.tokenizer_hash,
+            }
+        )
+
+    def _check_source(self, meta: dict[str, Any]) -> None:
+        mine, other = self.meta["model"], meta["model"]
+        if other.get("fingerprint") == mine["fingerprint"]:
+            return
+        # The fingerprint covers the dtype: the same model in another precision is known by its names.
+        names = ("name", "revision", "architecture")
+        same = all(other.get(k) == mine[k] for k in names) and meta.get("tokenizer_hash") == mine["tokenizer"]
+        if not same or other.get("dtype") == mine["dtype"]:
+            raise LensMismatch(
+                f"activations are of {other.get('name')!r} (weights {other.get('fingerprint')}), these lenses were "
+                f"trained on {mine['name']!r} (weights {mine['fingerprint']}); train lenses for that model"
+            )
+
+    def top(
+        self, x: str | Sequence[str] | Activations, k: int = 3, *, model: Model | None = None
+    ) -> pd.DataFrame:
+        """The `k` strongest lenses of every token.
+
+        Returns
+        -------
+        DataFrame
+            Columns prompt (number), position, token, rank (from 1), concept, term, grade, logit, probability.
+        """
+        import pandas as pd
+
+        acts = x if hasattr(x, "meta") else self._capture(x, model)  # type: ignore[arg-type]
+        values, best = self.score(acts).topk(min(k, len(self)), dim=1)  # type: ignore[arg-type]
+        rows = []
+        for p in range(acts.n_prompts):
+            start = int(acts.offsets[p])
+            for position, token in enumerate(acts.tokens(p)):
+                for rank in range(best.shape[1]):
+                    report = self._report[self.ids[int(best[start + position, rank])]]
+                    logit = float(values[start + position, rank])
+                    rows.append(
+                        {
+                            "prompt": p,
+                            "position": position,
+                            "token": token,
+                            "rank": rank + 1,
+                            "concept": report.concept,
+                            "term": report.term,
+                            "grade": report.grade,
+                            "logit": logit,
+                            "probability": float(torch.sigmoid(torch.tensor(logit))),
+                        }
+                    )
+        return pd.DataFrame(rows)
+
+    def highlight(self, text: str, concept: str | None = None, *, model: Model | None = None) -> Highlight:
+        """The tokens of a text, coloured by one lens, or each by its strongest lens.
+
+        Returns
+        -------
+        Highlight
+            Shows itself in a notebook.
+        """
+        from interp.lens.show import Highlight
+
+        acts = self._capture(text, model)
+        logits = self.score(acts)
+        if concept is not None:
+            self[concept]  # a KeyError that says what there is
+            columns = [self._column[concept]] * len(logits)
+        else:
+            columns = logits.argmax(dim=1).tolist()
+        chosen = logits[torch.arange(len(logits)), torch.tensor(columns)]
+        named = [self._report[self.ids[c]] for c in columns]
+        return Highlight(acts.tokens(0), torch.sigmoid(chosen).tolist(), named)
+
+    # ------------------------------------------------------------------ joining, saving
+
+    @classmethod
+    def concat(cls, parts: Sequence[Lenses]) -> Lenses:
+        """Lenses of one model, site and pack as one set (the first part's standardisation is used for all).
+
+        Raises
+        ------
+        LensMismatch
+            If the parts do not read the same rows.
+        ValueError
+            If a concept occurs twice, or some parts have MLP heads and others not.
+        """
+        first = parts[0]
+        for part in parts[1:]:
+            for name in ("site", "pooling", "model", "pack"):
+                if part.meta[name] != first.meta[name]:
+                    raise LensMismatch(f"{name} differs: {first.meta[name]!r} and {part.meta[name]!r}")
+        if len({p.mlp is None for p in parts}) > 1:
+            raise ValueError("some parts have MLP heads and others not; train them with the same head")
+        seen: set[str] = set()
+        for report in (r for p in parts for r in p.reports):
+            if report.concept in seen:
+                raise ValueError(f"the concept {report.concept!r} is in two parts")
+            seen.add(report.concept)
+        weights, biases, ups, shifts = [], [], [], []
+        for part in parts:
+            # w·(x − m)/s = (w s₀/s)·(x − m₀)/s₀ + w·(m₀ − m)/s, exactly.
+            ratio = first.scale.double() / part.scale.double()
+            shift = (first.mean.double() - part.mean.double()) / part.scale.double()
+            w = part.weight.double()
+            weights.append((w * ratio).float())
+            biases.append((part.bias.double() + w @ shift).float())
+            if part.mlp is not None:
+                up = part.mlp["up"].double()
+                ups.append((up * ratio[:, None]).float())
+                shifts.append(
+                    (part.mlp["shift"].double() + torch.einsum("d,kdh->kh", shift / part.width**0.5, up)).float()
+                )
+        mlp = None
+        if ups:
+            mlp = {"up": torch.cat(ups), "shift": torch.cat(shifts)}
+            mlp |= {name: torch.cat([p.mlp[name] for p in parts if p.mlp]) for name in ("down", "bias")}
+        longest = max(p.negatives.shape[1] for p in parts)
+        padded = [
+            torch.nn.functional.pad(p.negatives, (0, longest - p.negatives.shape[1]), value=math.nan) for p in parts
+        ]
+        meta = {**first.meta, "history": [h for p in parts for h in p.meta.get("history", [])]}
+        return cls(
+            [r for p in parts for r in p.reports],
+            torch.cat(weights),
+            torch.cat(biases),
+            first.mean,
+            first.scale,
+            torch.cat(padded),
+            meta,
+            model=first.model,
+            mlp=mlp,
+        )
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``lenses.json`` and a safetensors file into a folder, in place of lenses that are there.
+
+        The JSON is renamed into place last and names the tensor file, so a reader never sees half of two versions.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            "weight": self.weight,
+            "bias": self.bias,
+            "mean": self.mean,
+            "scale": self.scale,
+            "negatives": self.negatives,
+            **{f"mlp.{k}": v for k, v in (self.mlp or {}).items()},
+        }
+        name = f"lenses-{uuid.uuid4().hex[:12]}.safetensors"
+        draft = folder / f".{name}.tmp"
+        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, draft)
+        os.replace(draft, folder / name)
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "normalisation": "standardised",
+            "tensors": name,
+            "meta": self.meta,
+            "reports": [_plain(asdict(r)) for r in self.reports],
+        }
+        draft = folder / ".lenses.json.tmp"
+        draft.write_text(json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        os.replace(draft, folder / "lenses.json")
+        for old in folder.glob("lenses-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, model: Model | None = None) -> Lenses:
+        """Read lenses that `save` wrote.
+
+        Parameters
+        ----------
+        folder : path
+        model : Model, optional
+            To score text with; refused if it is not the model of the training.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there are none.
+        ValueError
+            If the files are of another format or version, or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        file = folder / "lenses.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"no lenses at {folder}: expected a folder with lenses.json")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
+        found = (content.get("format"), content.get("version"), content.get("normalisation"))
+        if found != (FORMAT, VERSION, "standardised"):
+            raise ValueError(
+                f"{file} is of format {found[0]!r} version {found[1]!r}, normalisation {found[2]!r}; this version of interp "
+                f"reads {FORMAT!r} version {VERSION}, 'standardised': train again, or use the version that wrote it"
+            )
+        try:
+            tensors = load_file(folder / content["tensors"])
+            reports = [LensReport(**{k: _nan(k, v) for k, v in r.items()}) for r in content["reports"]]
+            mlp = {k.removeprefix("mlp."): v for k, v in tensors.items() if k.startswith("mlp.")}
+            named = [tensors[k] for k in ("weight", "bias", "mean", "scale", "negatives")]
+            lenses = cls(reports, *named, content["meta"], mlp=mlp or None)
+        except (SafetensorError, OSError, KeyError, TypeError) as error:
+            raise ValueError(f"the lenses in {folder} are damaged ({error}); train again") from error
+        if model is not None:
+            lenses.check_model(model)
+            lenses.model = model
+        return lenses
+
+
+class Lens:
+    """One lens: a view of its row in `Lenses`.
+
+    Attributes
+    ----------
+    concept : str
+    report : LensReport
+    """
+
+    def __init__(self, lenses: Lenses, concept: str) -> None:
+        self._lenses, self.concept = lenses, concept
+        self.report = lenses._report[concept]
+        self._k = lenses._column[concept]
+
+    def __repr__(self) -> str:
+        r = self.report
+        return f"<Lens {self.concept!r}: {r.grade}, score {r.score:.2f} [{r.score_low:.2f}, {r.score_high:.2f}]>"
+
+    @property
+    def grade(self) -> str:
+        """A, B, C or U."""
+        return self.report.grade
+
+    @property
+    def weight(self) -> Tensor:
+        """Gradient of the logit with respect to the row as captured, float32 ``[width]``."""
+        return self._lenses.weight[self._k] / self._lenses.scale
+
+    @property
+    def bias(self) -> float:
+        """logit = weight · row + bias."""
+        return float(self._lenses.bias[self._k]) - float(self.weight.double() @ self._lenses.mean.double())
+
+    def score(self, x: Any, **kwargs: Any) -> Tensor:
+        """Logits of this lens, ``[n_tokens]``; arguments as `Lenses.score`."""
+        return self._lenses.score(x, **kwargs)[:, self._k]
+
+    def threshold(self, fpr: float) -> float:
+        """The logit above which at most a share `fpr` of texts without the concept lies.
+
+        Parameters
+        ----------
+        fpr : float
+            Between 0 and 1.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than 1/fpr − 1 texts to find it with.
+
+        Notes
+        -----
+        The ceil((1 − fpr)(m + 1))-th smallest of m calibration logits: for an exchangeable new negative the expected rate of
+        false positives is at most `fpr` (conformal quantile; Vovk, Gammerman, Shafer, 2005).
+        """
+        if not 0 < fpr < 1:
+            raise ValueError(f"fpr must be between 0 and 1, got {fpr}")
+        known = self._lenses.negatives[self._k]
+        known = known[~torch.isnan(known)]
+        rank = math.ceil((1 - fpr) * (len(known) + 1) - 1e-9)
+        if rank > len(known):
+            raise ValueError(
+                f"lens {self.concept!r}: {len(known)} negative texts cannot resolve a false-positive rate of {fpr}; "
+                f"the smallest possible is {1 / (len(known) + 1):.3g}"
+            )
+        return float(known[rank - 1])
+
+    def steering_vector(self, *, force: bool = False) -> Tensor:
+        """The direction that raises the lens's logit fastest: its gradient, of norm 1, float32 ``[width]``.
+
+        An A steers; a B steers with a warning; C and U need ``force=True``.
+
+        Parameters
+        ----------
+        force : bool
+
+        Raises
+        ------
+        PermissionError
+            For a lens of grade C or U without `force`.
+        ValueError
+            If the lens has no direction (all its weights are 0).
+        """
+        r = self.report
+        if r.grade in ("C", "U") and not force:
+            why = r.why or f"lower bound of the score {r.score_low:.2f}"
+            raise PermissionError(
+                f"the lens of {self.concept!r} has grade {r.grade} ({why}): it may steer elsewhere; pass force=True to "
+                "steer with it all the same"
+            )
+        if r.grade == "B":
+            warnings.warn(
+                f"the lens of {self.concept!r} has grade B (score at least {r.score_low:.2f}): check what it steers",
+                stacklevel=2,
+            )
+        norm = self.weight.norm()
+        if not float(norm) > 0:
+            raise ValueError(f"the lens of {self.concept!r} has no direction: all its weights are 0")
+        return self.weight / norm
+
+    def dose_response(self, model: Model, texts: Sequence[str], **kwargs: Any) -> pd.DataFrame:
+        """What steering does, dose by dose, beside random directions: `interp.lens.steering.dose_response`."""
+        from interp.lens.steering import dose_response
+
+        return dose_response(self, model, texts, **kwargs)
+
+    @property
+    def lenses(self) -> Lenses:
+        """The set that it belongs to."""
+        return self._lenses
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_FLOATS = {f.name for f in fields(LensReport) if f.type == "float"}
+
+
+def _nan(name: str, value: Any) -> Any:
+    return math.nan if value is None and name in _FLOATS else value

@@ -1,0 +1,353 @@
+"""Which prompts a lens is trained and judged on.
+
+A sample is a template filled with an example text. The rules, each of them there because its absence
+makes grades worthless:
+
+* Positives and negatives use the same templates in the same proportions, so the format tells nothing.
+* A text and its near-duplicates form a *group*; a group is in one split, for every lens. The splits are
+  ``train``, ``select`` (is the target met?), ``calibrate`` (probabilities, thresholds) and ``test``
+  (read once, for the grade). In the last three a group gives one row, so rows are independent.
+* Some templates occur in the test split only.
+* Negatives are examples of siblings, cousins and far concepts; ancestors and descendants are never
+  negatives, nor are texts that name the concept.
+* Every order is drawn from a hash of the seed and the text: it depends neither on the order of the pack
+  nor on which lenses are trained together. Rows of n samples begin with the rows of fewer samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from interp.lens.concepts import ConceptPack
+from interp.lens.grade import MIN_GROUPS
+from interp.lens.leakage import audit, group_texts
+
+__all__ = ["SPLITS", "Sample", "Samples", "Templates"]
+
+SPLITS = ("train", "select", "calibrate", "test")
+
+#: Share of a concept's groups that select, calibrate and test get, and the most they need.
+#: With 80 positives and 80 negatives a true score of 0.8 earns an A in 99 % of draws.
+_FRACTION = {"test": 0.35, "select": 0.15, "calibrate": 0.1}
+_MOST = {"test": 80, "select": 60, "calibrate": 40}
+
+
+@dataclass(frozen=True)
+class Templates:
+    """What surrounds an example; ``{text}`` stands for it.
+
+    Attributes
+    ----------
+    train : tuple of str
+        For all splits.
+    heldout : tuple of str
+        For the test split only.
+    """
+
+    train: tuple[str, ...] = (
+        "{text}",
+        "Note: {text}",
+        "She said: {text}",
+        "This is true. {text}",
+    )
+    heldout: tuple[str, ...] = ("He wrote this. {text}", "Read: {text}")
+
+    def __post_init__(self) -> None:
+        if not self.train or not self.heldout:
+            raise ValueError("templates: at least one for training and one held out are needed")
+        everything = [*self.train, *self.heldout]
+        for template in everything:
+            if template.count("{text}") != 1:
+                raise ValueError(f"template {template!r} must contain {{text}} exactly once")
+        if len(set(everything)) != len(everything):
+            raise ValueError("templates: one occurs twice; held-out templates must not be training templates")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt and what is known about it.
+
+    Attributes
+    ----------
+    text : str
+        The filled template.
+    start, stop : int
+        Where the example stands in `text`, in characters.
+    template : str
+    origin : str
+        The concept that it exemplifies (``"not:id"``: a near miss of concept id).
+    group : int
+        Samples of one group are never on two sides of a split.
+    split : str
+    heldout : bool
+        Whether the template is a held-out one.
+    """
+
+    text: str
+    start: int
+    stop: int
+    template: str
+    origin: str
+    group: int
+    split: str
+    heldout: bool = False
+
+    @property
+    def filler(self) -> str:
+        """The example without its template."""
+        return self.text[self.start : self.stop]
+
+
+def _order(seed: int, *parts: str) -> bytes:
+    return hashlib.sha256("\x1f".join([str(seed), *parts]).encode()).digest()
+
+
+class Samples:
+    """The samples of all concepts of a pack.
+
+    Parameters
+    ----------
+    pack : ConceptPack
+    seed : int
+    templates : Templates
+    shares : mapping of str to float
+        Of the negatives: ``sibling``, ``cousin``, ``far``. What one kind lacks, the others give.
+
+    Raises
+    ------
+    LeakageError
+        If the audit of the finished splits finds a leak.
+    """
+
+    def __init__(
+        self,
+        pack: ConceptPack,
+        *,
+        seed: int = 0,
+        templates: Templates | None = None,
+        shares: Mapping[str, float] | None = None,
+    ) -> None:
+        self.pack, self.seed = pack, seed
+        self.templates = templates or Templates()
+        self.shares = {"sibling": 0.5, "cousin": 0.25, "far": 0.25} if shares is None else dict(shares)
+        unknown = set(self.shares) - {"sibling", "cousin", "far"}
+        if unknown or min(self.shares.values(), default=0) < 0 or not sum(self.shares.values()) > 0:
+            raise ValueError(
+                f"shares must give weights ≥ 0 to sibling, cousin and far, got {dict(self.shares)!r}"
+            )
+        self._cache: dict[tuple[str, str, str], list[Sample]] = {}
+        self._fillers = self._split()  # (origin, split) → [(text, group)] in drawing order
+        audit([s for origin, split in self._fillers for s in self._rows(origin, split, passes=1)])
+
+    def _split(self) -> dict[tuple[str, str], list[tuple[str, int]]]:
+        found: list[tuple[str, str, str]] = []  # origin, text, source
+        for concept in sorted(self.pack, key=lambda c: c.id):
+            found += [(concept.id, e.text, e.source) for e in concept.positive]
+            found += [(f"not:{concept.id}", e.text, e.source) for e in concept.negative]
+        # Groups must not depend on the order of the pack, nor on which example comes first in it.
+        found.sort(key=lambda f: (f[1], f[0]))
+        groups = group_texts([f[1] for f in found], [f[2] for f in found])
+        members: dict[int, list[tuple[str, str]]] = {}
+        for (origin, text, _), group in zip(found, groups.tolist(), strict=True):
+            members.setdefault(group, []).append((origin, text))
+        # A group's home is its first origin that is a concept; homes get their splits in fixed shares.
+        homes: dict[str, list[tuple[bytes, int]]] = {}
+        for group, entries in members.items():
+            home = min((o.startswith("not:"), o) for o, _ in entries)[1]
+            homes.setdefault(home, []).append((_order(self.seed, "split", entries[0][1]), group))
+        split_of: dict[int, str] = {}
+        for entries_of_home in homes.values():
+            ordered = [group for _, group in sorted(entries_of_home)]
+            for split, size in allot(len(ordered)).items():
+                split_of.update(dict.fromkeys(ordered[:size], split))
+                ordered = ordered[size:]
+        fillers: dict[tuple[str, str], list[tuple[str, int]]] = {}
+        for group, entries in members.items():
+            for origin, text in entries:
+                fillers.setdefault((origin, split_of[group]), []).append((text, group))
+        for key, texts in fillers.items():
+            texts.sort(key=lambda t: _order(self.seed, *key, t[0]))
+        return fillers
+
+    # ------------------------------------------------------------------ rows of one origin
+
+    def _rows(
+        self, origin: str, split: str, *, passes: int | None = None, heldout: bool = False
+    ) -> Iterator[Sample]:
+        """All samples of an origin: each text with one template, then each with the next, and so on."""
+        used = self.templates.heldout if heldout else self.templates.train
+        turn = _order(self.seed, "turn", origin)[0]
+        fillers = self._fillers.get((origin, split), [])
+        for k in range(len(used) if passes is None else passes):
+            for i, (text, group) in enumerate(fillers):
+                yield self._fill(used[(i + k + turn) % len(used)], text, origin, group, split, heldout)
+
+    def _of_template(self, origin: str, split: str, template: str, heldout: bool) -> list[Sample]:
+        """Those rows that have one template, in the same order."""
+        key = (origin, split, template)
+        if key not in self._cache:
+            rows = self._rows(origin, split, heldout=heldout)
+            for sample in rows:
+                self._cache.setdefault((origin, split, sample.template), []).append(sample)
+            self._cache.setdefault(key, [])
+        return self._cache[key]
+
+    @staticmethod
+    def _fill(template: str, text: str, origin: str, group: int, split: str, heldout: bool) -> Sample:
+        start = template.index("{text}")
+        whole = template.replace("{text}", text)
+        return Sample(whole, start, start + len(text), template, origin, group, split, heldout)
+
+    # ------------------------------------------------------------------ rows of one lens
+
+    def positives(
+        self, concept_id: str, split: str, n: int | None = None, *, heldout: bool = False
+    ) -> list[Sample]:
+        """Samples that show a concept: its own examples and its descendants', in turn.
+
+        Parameters
+        ----------
+        concept_id : str
+        split : str
+        n : int, optional
+            At most so many (the first ones); default all.
+        heldout : bool
+            Use the held-out templates (``test`` only).
+        """
+        origins = [concept_id, *self.pack.descendants(concept_id)]
+        origins.sort(key=lambda o: _order(self.seed, "positive", concept_id, o))
+        passes = None if split == "train" else 1
+        queues = [self._rows(o, split, passes=passes, heldout=heldout) for o in origins]
+        out: list[Sample] = []
+        used: set[Any] = set()
+        while queues and (n is None or len(out) < n):
+            for queue in list(queues):
+                sample = next((s for s in queue if _identity(s) not in used), None)
+                if sample is None:
+                    queues.remove(queue)
+                elif n is None or len(out) < n:
+                    used.add(_identity(sample))
+                    out.append(sample)
+        return out
+
+    def negatives(
+        self, concept_id: str, split: str, like: Sequence[Sample], *, siblings_only: bool = False
+    ) -> list[Sample]:
+        """Samples that do not show a concept, each with the template of its counterpart in `like`.
+
+        Parameters
+        ----------
+        concept_id : str
+        split : str
+        like : list of Sample
+            Positives of the same split; the i-th negative takes the i-th template.
+        siblings_only : bool
+            For the grade: examples of siblings and of what is below them alone.
+
+        Returns
+        -------
+        list of Sample
+            As many as `like` where there are enough.
+        """
+        kinds = self._kinds(concept_id, siblings_only)
+        clean = self.excludes(concept_id)
+        decks = {kind: _Deck(self, split, origins, clean) for kind, origins in kinds.items() if origins}
+        taken = dict.fromkeys(decks, 0)
+        used: set[Any] = set()
+        out: list[Sample] = []
+        for positive in like:
+            shortest = sorted(decks, key=lambda k: ((taken[k] + 1) / max(self.shares.get(k, 0), 1e-9), k))
+            for kind in shortest:
+                sample = decks[kind].draw(positive, used)
+                if sample is not None:
+                    taken[kind] += 1
+                    used.add(_identity(sample))
+                    out.append(sample)
+                    break
+        return out
+
+    def _kinds(self, concept_id: str, siblings_only: bool) -> dict[str, list[str]]:
+        pack = self.pack
+        line = {concept_id} | pack.ancestors(concept_id) | pack.descendants(concept_id)
+
+        def family(members: set[str]) -> set[str]:
+            return members.union(*(pack.descendants(m) for m in members)) - line
+
+        sibling = family(pack.siblings(concept_id))
+        if siblings_only:
+            found = {"sibling": sibling}
+        else:
+            cousin = family(pack.cousins(concept_id)) - sibling
+            far = {c.id for c in pack} - line - sibling - cousin
+            found = {"sibling": sibling | {f"not:{concept_id}"}, "cousin": cousin, "far": far}
+            found = {kind: members for kind, members in found.items() if self.shares.get(kind, 0) > 0}
+        return {
+            kind: sorted(members, key=lambda o: _order(self.seed, "negative", concept_id, o))
+            for kind, members in found.items()
+        }
+
+    def excludes(self, concept_id: str) -> Callable[[Sample], bool]:
+        """A test whether a sample surely does not show a concept.
+
+        It is of a concept outside the direct line (or a near miss of this one), no example of the concept or of its
+        descendants has the same or nearly the same text, and it does not name them.
+        """
+        below = [concept_id, *self.pack.descendants(concept_id)]
+        line = {*below, *self.pack.ancestors(concept_id)}
+        own = {g for o in below for s in SPLITS for _, g in self._fillers.get((o, s), [])}
+        terms = "|".join(sorted(re.escape(self.pack[c].term.casefold()) for c in below))
+        named = re.compile(rf"(?<!\w)(?:{terms})(?!\w)")
+
+        def clean(sample: Sample) -> bool:
+            if sample.group in own:
+                return False
+            if sample.origin.startswith("not:"):
+                # A near miss may well name the concept; that is what makes it near. Of others we know nothing.
+                return sample.origin == f"not:{concept_id}"
+            return sample.origin not in line and not named.search(sample.filler.casefold())
+
+        return clean
+
+    def siblings_of(self, concept_id: str) -> set[str]:
+        """Origins that count as siblings: the siblings and all below them."""
+        return set(self._kinds(concept_id, True)["sibling"])
+
+
+def _identity(sample: Sample) -> Any:
+    """What must not occur twice: in training a text in a template, elsewhere a group."""
+    return (sample.text, sample.group) if sample.split == "train" else sample.group
+
+
+class _Deck:
+    """Draws samples of several origins in turn, each with a wanted template."""
+
+    def __init__(
+        self, samples: Samples, split: str, origins: list[str], clean: Callable[[Sample], bool]
+    ) -> None:
+        self._samples, self._split, self._origins, self._clean = samples, split, origins, clean
+        self._turn = 0
+        self._queues: dict[tuple[str, str], Iterator[Sample]] = {}
+
+    def draw(self, like: Sample, used: set[Any]) -> Sample | None:
+        for _ in range(len(self._origins)):
+            origin = self._origins[self._turn]
+            self._turn = (self._turn + 1) % len(self._origins)
+            key = (origin, like.template)
+            if key not in self._queues:
+                rows = self._samples._of_template(origin, self._split, like.template, like.heldout)
+                self._queues[key] = iter(rows)
+            for sample in self._queues[key]:
+                if _identity(sample) not in used and self._clean(sample):
+                    return sample
+        return None
+
+
+def allot(n: int) -> dict[str, int]:
+    """How many of `n` groups each split gets. Of few, half go to test until it can be graded."""
+    sizes = {s: min(round(_FRACTION[s] * n), _MOST[s]) for s in ("test", "select", "calibrate")}
+    sizes["test"] = max(sizes["test"], min(MIN_GROUPS, n // 2))
+    return {**sizes, "train": n - sum(sizes.values())}

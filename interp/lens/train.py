@@ -1,0 +1,593 @@
+"""Training: all lenses of a pack at once, each on as few samples as it needs.
+
+One round: forward the prompts that the next number of samples needs (those that no lens has needed before), fit
+every lens that is still growing, look at the selection split. A lens whose target is met, or whose data is used up,
+leaves; it is then calibrated, graded on the test split, and compared with its baselines (`interp.lens.judge`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.events import Emitter, Hook, LensEnd, LensIteration, TrainBegin, TrainEnd, bar
+from interp.lens import grade as g
+from interp.lens.bank import Bank
+from interp.lens.baselines import balanced
+from interp.lens.concepts import Concept, ConceptPack
+from interp.lens.fit import choose_lambda, fit_mlp, solve, standardise, statistics, weights
+from interp.lens.judge import Judge, rows_of, seed_of
+from interp.lens.library import Lenses, LensReport
+from interp.lens.samples import Sample, Samples, Templates
+
+if TYPE_CHECKING:
+    from interp.capture.model import Model
+
+__all__ = ["train_lenses"]
+
+logger = logging.getLogger(__name__)
+
+_FOLDS = 4
+#: Bytes of gathered rows that are fitted as one batch.
+_BATCH_BYTES = 64 * 2**20
+
+
+@dataclass
+class Job:
+    """One lens under training."""
+
+    concept: Concept
+    seed: int
+    positive: list[Sample]  #: all training samples, in the order of use
+    negative: list[Sample]
+    select: list[Sample]
+    n_select_positive: int
+    train_positive: list[Sample] = field(default_factory=list)  #: those of the latest fit
+    train_negative: list[Sample] = field(default_factory=list)
+    n_iter: int = 0
+    met_at: int = 0  #: iteration at which the target was first met
+    forced_on: bool = False
+    extra: int = 0
+    stop_reason: str = ""
+    why: str = ""
+    seconds: float = 0.0
+    found: dict[str, Any] = field(default_factory=dict)
+    # The latest fit: for rows standardised with mean and scale (divided by √width).
+    lam: float = float("nan")
+    mean: Tensor = field(default_factory=lambda: torch.zeros(0))
+    scale: Tensor = field(default_factory=lambda: torch.zeros(0))
+    w: Tensor | None = None
+    b: float = 0.0
+    mlp: dict[str, Tensor] | None = None
+    test_logits: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    test_labels: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+    @property
+    def most(self) -> int:
+        """Positive samples that there are."""
+        return min(len(self.positive), len(self.negative)) if self.positive and self.negative else 0
+
+    def use(self, n: int) -> None:
+        """Train on the first `n` samples of each class."""
+        self.train_positive, self.train_negative = self.positive[:n], self.negative[:n]
+
+    def rows(self, bank: Bank) -> tuple[Tensor, Tensor, Tensor]:
+        """Standardised rows, labels 0/1 and folds of the training samples."""
+        raw = rows_of(bank, [*self.train_positive, *self.train_negative])
+        phases = raw.shape[1]
+        y = torch.zeros(len(raw), phases)
+        y[: len(self.train_positive)] = 1
+        folds = torch.from_numpy(self.folds()).repeat_interleave(phases)
+        return standardise(raw.flatten(0, 1), self.mean, self.scale), y.flatten(), folds
+
+    def folds(self) -> np.ndarray:
+        """Fold of each training sample: whole groups, each class spread evenly."""
+        out: list[int] = []
+        for samples in (self.train_positive, self.train_negative):
+            fold_of: dict[int, int] = {}
+            out += [fold_of.setdefault(s.group, len(fold_of) % _FOLDS) for s in samples]
+        return np.array(out, dtype=np.int64)
+
+    def logits(self, bank: Bank, samples: Sequence[Sample]) -> np.ndarray:
+        """Logit of each sample (the mean of its prompt's and its continuation's), float64 ``[n]``."""
+        if not samples:
+            return np.zeros(0)
+        z = standardise(rows_of(bank, samples), self.mean, self.scale)
+        if self.mlp is None:
+            assert self.w is not None
+            f = z @ self.w + self.b
+        else:
+            hidden = torch.relu(z @ self.mlp["up"] + self.mlp["shift"])
+            f = hidden @ self.mlp["down"] + self.mlp["bias"]
+        return f.mean(dim=1).double().numpy()
+
+    def rescale(self, slope: float, intercept: float) -> None:
+        """Replace the logit f by slope · f + intercept."""
+        if self.mlp is None:
+            assert self.w is not None
+            self.w, self.b = self.w * slope, self.b * slope + intercept
+        else:
+            self.mlp["down"] = self.mlp["down"] * slope
+            self.mlp["bias"] = self.mlp["bias"] * slope + intercept
+
+    def report(self) -> LensReport:
+        """What is known so far."""
+        found = {"why": self.why, **self.found}
+        return LensReport(
+            concept=self.concept.id,
+            term=self.concept.term,
+            level=int(self.concept.level),
+            n_samples=len(self.train_positive) + len(self.train_negative),
+            n_positive=len(self.train_positive),
+            n_negative=len(self.train_negative),
+            n_iter=self.n_iter,
+            stop_reason=self.stop_reason,
+            forced_on=self.forced_on,
+            extra_iterations=self.extra,
+            lam=self.lam,
+            seconds=self.seconds,
+            fitted=self.w is not None,
+            **found,
+        )
+
+
+def train_lenses(
+    model: Model | str | os.PathLike[str],
+    pack: ConceptPack | str | os.PathLike[str],
+    *,
+    site: str,
+    concepts: Iterable[str] | None = None,
+    f1_target: float = 0.95,
+    f1_rule: str = "lower",
+    validation_blocking: bool = False,
+    growth: Sequence[int] = (10, 20, 40, 80, 120),
+    max_seconds: float | None = None,
+    head: str = "linear",
+    pooling: str = "span",
+    continuation: int = 0,
+    templates: Templates | None = None,
+    shares: Mapping[str, float] | None = None,
+    dtype: Any = None,
+    batch_tokens: int | str = "auto",
+    bank: Bank | str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    iteration_hook: Hook | Iterable[Hook] | None = None,
+) -> Lenses:
+    """Train and grade a lens for every concept of a pack.
+
+    Parameters
+    ----------
+    model : Model, str or path
+        From `interp.load_model`, or what to load.
+    pack : ConceptPack, path, or "tiny"
+    site : str
+        Where the lenses read, such as ``resid_post.2``.
+    concepts : iterable of str, optional
+        Ids to train; all by default. The others still serve as negatives.
+    f1_target : float
+        F1 on the selection split at which a lens is good enough to stop growing.
+    f1_rule : {"lower", "point"}
+        Whether the lower 95 % bound of that F1 must reach the target (37 faultless positives for 0.95), or F1 itself.
+    validation_blocking : bool
+        If true, a lens that met the target goes on until its grade on the selection split is A or B too. By default
+        the grade is advisory.
+    growth : sequence of int
+        Positive samples of each round; as many negatives.
+    max_seconds : float, optional
+        Begin no further round after so long.
+    head : {"linear", "mlp"}
+        L2 logistic, or one with a hidden layer beside it.
+    pooling : {"span", "mean", "max", "last"}
+        See `interp.lens.bank.Bank`.
+    continuation : int
+        Tokens to generate behind each prompt; their mean is a second row of the prompt, in its group.
+    templates : Templates, optional
+    shares : mapping, optional
+        Of sibling, cousin and far negatives; 0.5, 0.25, 0.25 by default.
+    dtype : str or torch.dtype, optional
+        To load the model in, if `model` is a name. Fits are in float32 whatever it is.
+    batch_tokens : int or "auto"
+        See `interp.capture`.
+    bank : Bank or path, optional
+        Activations to read and add to; a folder outlives the run, and a killed run finds its rows there.
+    seed : int
+    iteration_hook : callable or list of callable, optional
+        Gets `TrainBegin`, `LensIteration`, `LensEnd`, `TrainEnd`, and `BatchEnd` of the forward passes between them. May
+        return True to stop: lenses that were fitted are kept, and graded where that needs no further forward pass.
+
+    Returns
+    -------
+    Lenses
+
+    Raises
+    ------
+    ValueError
+        For arguments that do not fit each other, the pack or the model.
+    LeakageError
+        If the splits of the pack leak.
+    FloatingPointError
+        If the model gives activations that are not finite (named).
+    """
+    started = time.perf_counter()
+    _check(f1_target=f1_target, f1_rule=f1_rule, growth=growth, head=head)
+    pack = pack if isinstance(pack, ConceptPack) else ConceptPack.load(pack)
+    chosen = [c.id for c in pack] if concepts is None else list(dict.fromkeys(concepts))
+    for c in chosen:
+        if c not in pack:
+            raise ValueError(f"concepts: {c!r} is not in pack {pack.name!r}")
+    emit = Emitter(iteration_hook)
+    bank = _bank(model, bank, dtype, site, pooling, continuation, seed, batch_tokens)
+    samples = Samples(pack, seed=seed, templates=templates, shares=shares)
+    jobs = [_plan(samples, pack[c], max(growth), seed) for c in chosen]
+    run = _Training(jobs, samples, bank, emit, seed, head)
+    run.f1_target, run.f1_rule, run.blocking = f1_target, f1_rule, validation_blocking
+    run.growth, run.deadline = list(growth), None if max_seconds is None else started + max_seconds
+    if emit:
+        emit(
+            TrainBegin(
+                n_lenses=len(jobs),
+                n_prompts=len({s.text for j in jobs for s in [*j.positive, *j.negative, *j.select]}),
+                site=site,
+                f1_target=f1_target,
+                validation_blocking=validation_blocking,
+            )
+        )
+    with bar(len(jobs), "lenses", "lens") as progress:
+        run.go(progress)
+    seconds = time.perf_counter() - started
+    parameters = {
+        "f1_target": f1_target,
+        "f1_rule": f1_rule,
+        "validation_blocking": validation_blocking,
+        "growth": list(growth),
+        "head": head,
+        "seed": seed,
+        "continuation": continuation,
+        "templates": {"train": samples.templates.train, "heldout": samples.templates.heldout},
+        "shares": samples.shares,
+    }
+    lenses = run.lenses(pack, parameters, seconds)
+    logger.info("%r in %.1f s, %d prompts forwarded", lenses, seconds, bank.n_forwarded)
+    if emit:
+        emit(
+            TrainEnd(n_lenses=len(lenses), grade_counts=lenses.grades, seconds=seconds, stopped=emit.stop)
+        )
+        emit.close()
+    return lenses
+
+
+def _check(*, f1_target: float, f1_rule: str, growth: Sequence[int], head: str) -> None:
+    if not 0 < f1_target <= 1:
+        raise ValueError(f"f1_target must be in (0, 1], got {f1_target}")
+    if f1_rule not in ("lower", "point"):
+        raise ValueError(f"f1_rule must be 'lower' or 'point', got {f1_rule!r}")
+    if head not in ("linear", "mlp"):
+        raise ValueError(f"head must be 'linear' or 'mlp', got {head!r}")
+    if not growth or min(growth) < 2 or sorted(set(growth)) != list(growth):
+        raise ValueError(f"growth must be increasing numbers of samples from 2, got {list(growth)}")
+
+
+def _bank(
+    model: Any,
+    bank: Any,
+    dtype: Any,
+    site: str,
+    pooling: str,
+    continuation: int,
+    seed: int,
+    batch_tokens: int | str,
+) -> Bank:
+    from interp.capture.model import Model, load_model
+
+    if not isinstance(model, Model):
+        model = load_model(model, dtype="auto" if dtype is None else dtype)
+    elif dtype is not None and str(dtype).removeprefix("torch.") != str(model.dtype).removeprefix("torch."):
+        raise ValueError(f"dtype={dtype} but the model is loaded in {model.dtype}: load_model(..., dtype=...)")
+    found = model.sites.resolve(site)
+    if len(found) != 1:
+        raise ValueError(f"site must name one site, {site!r} names {len(found)}: {', '.join(found)}")
+    if not isinstance(bank, Bank):
+        return Bank(
+            model,
+            found[0],
+            pooling=pooling,
+            continuation=continuation,
+            seed=seed,
+            folder=bank,
+            batch_tokens=batch_tokens,
+        )
+    for name, mine, other in (
+        ("model", bank.model.fingerprint, model.fingerprint),
+        ("site", bank.site, found[0]),
+        ("pooling", bank.pooling, pooling),
+        ("continuation", bank.continuation, continuation),
+    ):
+        if mine != other:
+            raise ValueError(f"the bank's {name} is {mine!r}, the training wants {other!r}: give another bank")
+    return bank
+
+
+def _plan(samples: Samples, concept: Concept, n: int, seed: int) -> Job:
+    positive = samples.positives(concept.id, "train", n)
+    negative = samples.negatives(concept.id, "train", positive)
+    select = samples.positives(concept.id, "select", 60)
+    others = samples.negatives(concept.id, "select", select)
+    both = min(len(select), len(others))
+    job = Job(concept, seed, positive, negative, [*select[:both], *others[:both]], both)
+    texts = len({s.group for s in positive})
+    if texts < 2:
+        job.why = f"{texts} positive example{'s' * (texts != 1)} for training, at least 2 are needed"
+    elif len({s.group for s in negative}) < 2:
+        job.why = "fewer than 2 negative examples for training: the pack has no other concepts with examples"
+    return job
+
+
+class _Training:
+    """The rounds. Attributes beyond the constructor's are set by `train_lenses`."""
+
+    f1_target: float
+    f1_rule: str
+    blocking: bool
+    growth: list[int]
+    deadline: float | None
+
+    def __init__(
+        self, jobs: list[Job], samples: Samples, bank: Bank, emit: Emitter, seed: int, head: str
+    ) -> None:
+        self.jobs, self.samples, self.bank, self.emit, self.seed, self.head = (
+            jobs,
+            samples,
+            bank,
+            emit,
+            seed,
+            head,
+        )
+        self.judge = Judge(samples, bank, seed)
+        self.active = [j for j in jobs if not j.why]
+        self.n_done = 0
+        self.history: list[list[Any]] = []
+
+    def go(self, progress: Any) -> None:
+        """All rounds, then the end of the lenses that a stop left over."""
+        self.progress = progress
+        self._end([j for j in self.jobs if j.why])
+        for n in self.growth:
+            if not self.active or self.emit.stop:
+                break
+            if self.deadline is not None and n > self.growth[0] and time.perf_counter() > self.deadline:
+                for job in self.active:
+                    job.stop_reason = "budget"
+                break
+            self._round(n)
+        for job in self.active:
+            job.stop_reason = job.stop_reason or "stopped"
+        self._end(self.active)
+
+    def _round(self, n: int) -> None:
+        for job in self.active:
+            job.use(n)
+        wanted = [s for j in self.active for s in [*j.train_positive, *j.train_negative, *j.select]]
+        if not self.bank.ensure(wanted, iteration_hook=self.emit or None):
+            for job in self.active:  # back to the samples of the fit that stands
+                job.use(self._fitted_with(job))
+            return
+        rows = rows_of(self.bank, [s for j in self.active for s in [*j.train_positive, *j.train_negative]])
+        mean, scale = statistics(rows.flatten(0, 1))
+        before = {id(j): j for j in self.active}
+        todo = sorted(self.active, key=lambda j: len(j.train_positive) + len(j.train_negative))
+        phases = 2 if self.bank.continuation else 1
+        while todo:
+            size = max(
+                1, _BATCH_BYTES // (4 * rows.shape[-1] * phases * max(2 * n, 1))
+            )
+            part, todo = todo[:size], todo[size:]
+            self._fit(part, mean, scale, n)
+            if self.emit.stop:
+                break
+        finished = [j for j in before.values() if j.stop_reason]
+        self.active = [j for j in self.active if not j.stop_reason]
+        if self.emit.stop:
+            for job in self.active:
+                job.use(self._fitted_with(job))
+        self._end(finished)
+
+    def _fitted_with(self, job: Job) -> int:
+        return self.growth[job.n_iter - 1] if job.n_iter else 0
+
+    def _fit(self, jobs: list[Job], mean: Tensor, scale: Tensor, n: int) -> None:
+        start = time.perf_counter()
+        kept = [(j.mean, j.scale) for j in jobs]
+        for job in jobs:
+            job.mean, job.scale = mean, scale
+        problems = [j.rows(self.bank) for j in jobs]
+        size = max(len(p[1]) for p in problems)
+        z = torch.zeros(len(jobs), size, len(mean))
+        y, s = torch.zeros(len(jobs), size), torch.zeros(len(jobs), size)
+        folds = torch.full((len(jobs), size), -1)
+        for k, (rows, labels, fold) in enumerate(problems):
+            m = len(labels)
+            z[k, :m], y[k, :m], s[k, :m], folds[k, :m] = rows, labels, balanced(labels), fold
+        gram = z @ z.transpose(1, 2)
+        lam = choose_lambda(gram, y, s, folds)
+        coef, b = solve(z, y, s, lam, tol=1e-4)
+        w = weights(coef, z)
+        mlp = None
+        if self.head == "mlp":
+            seeds = [seed_of(self.seed, "mlp", j.concept.id) for j in jobs]
+            mlp = fit_mlp(z, y, s, seeds)
+        seconds = (time.perf_counter() - start) / len(jobs)
+        for k, job in enumerate(jobs):
+            if self.emit.stop:  # this fit was not seen by anybody: the lens keeps the one before
+                job.mean, job.scale = kept[k]
+                continue
+            job.lam, job.w, job.b = float(lam[k]), w[k].clone(), float(b[k])
+            job.mlp = None if mlp is None else {name: t[k].clone() for name, t in mlp.items()}
+            job.n_iter += 1
+            job.seconds += seconds
+            self._select(job, n, seconds)
+
+    def _select(self, job: Job, n: int, seconds: float) -> None:
+        """Look at the selection split, decide whether the lens goes on, and tell."""
+        labels = np.arange(len(job.select)) < job.n_select_positive
+        logits = job.logits(self.bank, job.select)
+        hit = logits > 0
+        f1, low, _ = g.f1_interval(
+            int((hit & labels).sum()), int((hit & ~labels).sum()), int((~hit & labels).sum())
+        )
+        area = float(g.auroc(logits, labels)) if len(labels) else float("nan")
+        job.found.update(f1_select=f1, f1_select_low=low)
+        met = (low if self.f1_rule == "lower" else f1) >= self.f1_target and len(labels) > 0
+        last = n >= job.most or n == self.growth[-1]
+        valid = True
+        if met and (not job.met_at or self.blocking):
+            valid = self._valid(job, logits, labels)
+        if met and not job.met_at:
+            job.met_at, job.forced_on = job.n_iter, not valid
+        if self.blocking:
+            job.extra = job.n_iter - job.met_at if job.met_at else 0
+        elif met and job.forced_on:
+            more = [m for m in self.growth if m > n]
+            job.extra = sum(a < job.most for a in [n, *more][: len(more)])
+        if met and (valid or not self.blocking):
+            job.stop_reason = "target_met"
+        elif last:
+            job.stop_reason = "no_more_data" if n >= job.most else "budget"
+        samples = len(job.train_positive) + len(job.train_negative)
+        self.history.append([job.concept.id, job.n_iter, samples, f1, low, area])
+        if self.emit:
+            self.emit(
+                LensIteration(
+                    concept=job.concept.id,
+                    term=job.concept.term,
+                    iteration=job.n_iter,
+                    n_samples=samples,
+                    f1=f1,
+                    f1_low=low,
+                    auroc=area,
+                    n_active=sum(not j.stop_reason for j in self.active),
+                    n_lenses=len(self.jobs),
+                    seconds=seconds,
+                )
+            )
+
+    def _valid(self, job: Job, logits: np.ndarray, labels: np.ndarray) -> bool:
+        """Whether the lens holds against siblings on the selection split (too few prompts: nothing against it)."""
+        siblings = self.samples.siblings_of(job.concept.id)
+        keep = labels | np.array([s.origin in siblings for s in job.select], dtype=bool)
+        groups = np.array([s.group for s in job.select])
+        return g.grade(logits[keep], labels[keep], groups[keep]).letter in ("A", "B", "U")
+
+    def _end(self, jobs: list[Job]) -> None:
+        """Calibrate, grade and compare lenses that have ended, and tell."""
+        start = time.perf_counter()
+        fitted = [j for j in jobs if j.w is not None]
+        needs = self.judge.needs(fitted)
+        if self.emit.stop:
+            ready = [j for j in fitted if all(s in self.bank for s in self.judge.needs([j]))]
+        elif self.bank.ensure(needs, iteration_hook=self.emit or None):
+            ready = fitted
+        else:
+            ready = [j for j in fitted if all(s in self.bank for s in self.judge.needs([j]))]
+        if ready:
+            self.judge.read(ready)
+        for job in jobs:
+            if job.w is None:
+                job.why = job.why or "stopped before it was fitted"
+            elif not any(job is r for r in ready):
+                job.why = "stopped before it was graded"
+            job.seconds += (time.perf_counter() - start) / len(jobs)
+        self.n_done += 0
+        for job in jobs:
+            self.n_done += 1
+            self.progress.update(1)
+            if self.emit:
+                r = job.report()
+                self.emit(
+                    LensEnd(
+                        concept=r.concept,
+                        term=r.term,
+                        level=r.level,
+                        grade=r.grade,
+                        score=r.score,
+                        score_low=r.score_low,
+                        score_high=r.score_high,
+                        auroc=r.auroc,
+                        f1=r.f1,
+                        n_samples=r.n_samples,
+                        n_iter=r.n_iter,
+                        extra_iterations=r.extra_iterations,
+                        stop_reason=r.stop_reason,
+                        seconds=r.seconds,
+                        n_done=self.n_done,
+                        n_lenses=len(self.jobs),
+                    )
+                )
+
+    # ------------------------------------------------------------------ the result
+
+    def lenses(self, pack: ConceptPack, parameters: dict[str, Any], seconds: float) -> Lenses:
+        """Everything that was fitted, on one standardisation."""
+        model, bank = self.bank.model, self.bank
+        fitted = [j for j in self.jobs if j.w is not None]
+        meta = {
+            "model": {
+                "name": model.name,
+                "revision": model.revision,
+                "architecture": model.config.model_type,
+                "fingerprint": model.fingerprint,
+                "dtype": bank.identity["dtype"],
+                "tokenizer": model.tokenizer_hash,
+            },
+            "site": bank.site,
+            "pooling": bank.pooling,
+            "pack": {"name": pack.name, "version": pack.version, "hash": pack.hash},
+            "parameters": parameters,
+            "seconds": seconds,
+            "history": self.history,
+        }
+        reports = [j.report() for j in self.jobs]
+        if not fitted:
+            width = model.width
+            empty = torch.zeros(0, width), torch.zeros(0), torch.zeros(width), torch.ones(width), torch.zeros(0, 0)
+            return Lenses(reports, *empty, {**meta, "typical_norm": float("nan")}, model=model)
+        used = [s for j in fitted for s in [*j.train_positive, *j.train_negative]]
+        rows = rows_of(bank, used).flatten(0, 1)
+        mean, scale = statistics(rows)
+        meta["typical_norm"] = float(rows.norm(dim=1).median())
+        root = len(mean) ** 0.5
+        weight, bias, mlps = [], [], []
+        for job in fitted:
+            # The same function of the raw row, written for the common standardisation (see Lenses.concat).
+            assert job.w is not None
+            ratio = scale.double() / job.scale.double()
+            shift = (mean.double() - job.mean.double()) / job.scale.double()
+            w = job.w.double() / root
+            weight.append((w * ratio).float())
+            bias.append(float(job.b + w @ shift))
+            if job.mlp is not None:
+                up = job.mlp["up"].double()
+                moved = (job.mlp["shift"].double() + (shift / root) @ up).float()
+                mlps.append({**job.mlp, "up": (up * ratio[:, None]).float(), "shift": moved})
+        negatives = self.judge.negatives([j for j in fitted if j.test_labels.size])
+        graded = iter(negatives)
+        lines = [next(graded) if j.test_labels.size else torch.zeros(0) for j in fitted]
+        return Lenses(
+            reports,
+            torch.stack(weight),
+            torch.tensor(bias, dtype=torch.float32),
+            mean,
+            scale,
+            torch.nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=float("nan")),
+            meta,
+            model=model,
+            mlp={k: torch.stack([m[k] for m in mlps]) for k in mlps[0]} if mlps else None,
+        )
