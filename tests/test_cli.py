@@ -1,0 +1,128 @@
+"""The command line: quick to answer, files that others can read, and one line for what went wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from interp import __version__
+from interp.__main__ import app, main
+
+
+def interp(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "interp", *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command in this process; gives exit code, output and errors."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["interp", *map(str, args)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        shown = capsys.readouterr()
+        return int(left.value.code or 0), shown.out, shown.err
+
+    return run
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    done = interp("--help")
+    assert done.returncode == 0
+    for command in app.registered_commands:
+        assert (command.name or command.callback.__name__) in done.stdout
+    code = "import sys, interp.__main__; print(*{m.partition('.')[0] for m in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert {"torch", "transformers", "pandas", "scipy", "matplotlib"}.isdisjoint(loaded.split())
+
+
+def test_version(call):
+    assert call("--version") == (0, f"interp {__version__}\n", "")
+
+
+def test_an_unknown_command_is_an_error():
+    done = interp("nonsense")
+    assert done.returncode == 2
+    assert "nonsense" in done.stderr
+
+
+# --------------------------------------------------------------------------------------- probe
+
+
+@pytest.fixture
+def code_and_labels(tmp_path: Path) -> tuple[Path, Path, sp.csr_array, np.ndarray]:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 400).astype(np.uint8)
+    dense = rng.random((400, 6)).astype(np.float32) * (rng.random((400, 6)) < 0.3)
+    dense[:, 1] += 2 * (y == 1)
+    x = sp.csr_array(dense)
+    code, labels = tmp_path / "token_acts.npz", tmp_path / "labels.bin"
+    sp.save_npz(code, x)
+    y.tofile(labels)
+    return code, labels, x, y
+
+
+def test_probe_writes_what_its_neighbours_read(call, code_and_labels, tmp_path):
+    from interp.events import FitEnd, read
+
+    code, labels, x, y = code_and_labels
+    out, log = tmp_path / "probe1d_metrics.npz", tmp_path / "fit.jsonl"
+    status, shown, _ = call("probe", code, labels, "--out", out, "--log", log)
+    assert status == 0
+    assert "18 pairs" in shown
+    with np.load(out, allow_pickle=False) as found:
+        assert set(found) == {"loss", "weights", "biases", "tp", "fp", "tn", "fn"}
+        assert {found[name].shape for name in found} == {(6, 3)}
+        # counted again, from the weights that were written
+        p = 1 / (1 + np.exp(-(found["biases"][1, 1] + found["weights"][1, 1] * x.toarray()[:, 1])))
+        assert found["tp"][1, 1] == ((p >= 0.5) & (y == 1)).sum()
+        assert found["fp"][1, 1] == ((p >= 0.5) & (y != 1)).sum()
+        assert (found["tp"] + found["fp"] + found["tn"] + found["fn"] == 400).all()
+    assert isinstance(read(log)[-1], FitEnd)
+
+
+def test_nothing_is_overwritten_unasked(call, code_and_labels, tmp_path):
+    code, labels, *_ = code_and_labels
+    out = tmp_path / "mine.npz"
+    out.write_bytes(b"precious")
+    status, _, err = call("probe", code, labels, "--out", out)
+    assert status == 1
+    assert "--force" in err
+    assert out.read_bytes() == b"precious"
+    assert call("probe", code, labels, "--out", out, "--force")[0] == 0
+    assert out.read_bytes() != b"precious"
+
+
+def test_a_users_error_is_one_line_on_stderr(call, code_and_labels, tmp_path):
+    code, labels, *_ = code_and_labels
+    labels.write_bytes(b"\0" * 399)
+    status, shown, err = call("probe", code, labels, "--out", tmp_path / "out.npz")
+    assert (status, shown) == (1, "")
+    assert err.startswith("interp: ")
+    assert "399" in err
+    assert "400" in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_debug_lets_the_traceback_through(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["interp", "--debug", "probe", str(tmp_path / "no.npz"), "labels.bin"])
+    with pytest.raises(FileNotFoundError, match=r"no\.npz"):
+        main()
+
+
+def test_a_fault_of_ours_is_named_with_its_type(monkeypatch, call):
+    def broken(*args: object, **kwargs: object) -> None:
+        raise KeyError("lost")
+
+    monkeypatch.setattr("interp.__main__.app", broken)
+    status, _, err = call("demo")
+    assert status == 1
+    assert err == "interp: KeyError: 'lost'\ninterp --debug … shows where it happened\n"
