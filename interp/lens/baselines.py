@@ -58,7 +58,7 @@ def _words(text: str) -> list[str]:
 
 def text_logits(
     rows: sp.csr_array,
-    problems: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
+    problems: Sequence[tuple[np.ndarray, np.ndarray, tuple[torch.Tensor, torch.Tensor], np.ndarray]],
     lam: float | None = None,
 ) -> list[np.ndarray]:
     """Logits of bag-of-words lenses on their test rows.
@@ -66,8 +66,8 @@ def text_logits(
     Parameters
     ----------
     rows : CSR array, shape (n_texts, n_words)
-    problems : list of (train, labels, folds, test)
-        Row numbers, 0/1 labels, fold numbers, row numbers.
+    problems : list of (train, labels, (training, held), test)
+        Row numbers, 0/1 labels, masks of the folds as in `choose_lambda`, row numbers.
     lam : float, optional
         Regularisation; by default chosen by grouped cross-validation.
 
@@ -81,14 +81,15 @@ def text_logits(
         part = problems[start : start + 32]
         gram = torch.zeros(len(part), size, size)
         y, s = torch.zeros(len(part), size), torch.zeros(len(part), size)
-        folds = torch.full((len(part), size), -1)
-        for k, (train, labels, fold, _) in enumerate(part):
+        n_folds = len(part[0][2][0])
+        masks = torch.zeros(2, len(part), n_folds, size, dtype=torch.bool)
+        for k, (train, labels, (training, held), _) in enumerate(part):
             n = len(train)
             gram[k, :n, :n] = torch.from_numpy((rows[train] @ rows[train].T).toarray()).float()
             y[k, :n] = torch.as_tensor(labels, dtype=torch.float32)
             s[k, :n] = balanced(y[k, :n])
-            folds[k, :n] = torch.as_tensor(fold)
-        chosen = choose_lambda(gram, y, s, folds) if lam is None else lam
+            masks[0, k, :, :n], masks[1, k, :, :n] = training, held
+        chosen = choose_lambda(gram, y, s, *masks) if lam is None else lam
         alpha, b = solve(None, y, s, chosen, gram=gram, tol=1e-3)
         for k, (train, _, _, test) in enumerate(part):
             weight = rows[train].T @ alpha[k, : len(train)].numpy().astype(np.float64)

@@ -261,17 +261,18 @@ def choose_lambda(
     gram: torch.Tensor,
     y: torch.Tensor,
     s: torch.Tensor,
-    folds: torch.Tensor,
+    training: torch.Tensor,
+    held: torch.Tensor,
     lambdas: Sequence[float] = LAMBDAS,
 ) -> torch.Tensor:
-    """λ per problem by grouped cross-validation: the smallest mean loss on held-out folds.
+    """λ per problem by cross-validation: the smallest mean loss on the rows held out.
 
     Parameters
     ----------
     gram : tensor, shape (n_problems, n, n)
     y, s : tensors, shape (n_problems, n)
-    folds : int tensor, shape (n_problems, n)
-        Fold of each row, the same for all rows of a group; −1 for padding.
+    training, held : bool tensors, shape (n_problems, n_folds, n)
+        Rows that fold f fits on, and those it is judged on. Neither need cover all rows.
     lambdas : sequence of float
         Tried from the largest down, each from the solution before; a tie goes to the largest.
 
@@ -279,40 +280,32 @@ def choose_lambda(
     -------
     tensor, shape (n_problems,)
     """
-    n_problems, n, _ = gram.shape
-    n_folds = int(folds.max()) + 1
-    if n_folds < 2:
-        return gram.new_full((n_problems,), float(np.median(lambdas)))
-    # Training rows of every (problem, fold), as indices into the problem, padded with its row 0 at weight 0.
-    fold_ids = torch.arange(n_folds, device=gram.device)
-    training = (folds[:, None, :] != fold_ids[None, :, None]) & (s > 0)[:, None, :]
-    size = int(training.sum(dim=2).max())
+    n_problems, n_folds, n = training.shape
+    # Training rows of every (problem, fold), as indices into the problem, padded at weight 0.
+    training = training & (s > 0)[:, None, :]
+    size = max(int(training.sum(dim=2).max()), 1)
     order = torch.argsort(training.int(), dim=2, descending=True, stable=True)[:, :, :size]
-    present = torch.gather(training, 2, order)
-    flat = order.reshape(n_problems * n_folds, size)
-    owner = torch.arange(n_problems, device=gram.device).repeat_interleave(n_folds)
-    # Two single gathers: first the rows, then the columns.
+    present = torch.gather(training, 2, order).reshape(-1, size)
+    # Two gathers: first the rows, then the columns.
     rows = torch.gather(
         gram[:, None].expand(-1, n_folds, -1, -1), 2, order[:, :, :, None].expand(-1, -1, -1, n)
     ).reshape(-1, size, n)
+    flat = order.reshape(-1, size)
     sub = torch.gather(rows, 2, flat[:, None, :].expand(-1, size, -1))
+    owner = torch.arange(n_problems, device=gram.device).repeat_interleave(n_folds)
     y_t = torch.gather(y[owner], 1, flat)
-    s_t = torch.where(present.reshape(-1, size), torch.gather(s[owner], 1, flat), sub.new_zeros(()))
-    held = ~training & (s > 0)[:, None, :]
+    s_t = torch.where(present, torch.gather(s[owner], 1, flat), sub.new_zeros(()))
     weight = held * s[:, None, :]
     best_loss = gram.new_full((n_problems,), float("inf"))
     best = gram.new_full((n_problems,), max(lambdas))
     state = None
     for lam in sorted(lambdas, reverse=True):
         alpha, b = state = solve(None, y_t, s_t, lam, gram=sub, tol=1e-2, start=state)
-        f = (alpha[:, None, :] @ rows)[:, 0] + b[:, None]
-        f = f.reshape(n_problems, n_folds, n)
+        f = ((alpha[:, None, :] @ rows)[:, 0] + b[:, None]).reshape(n_problems, n_folds, n)
         loss = (weight * (torch.nn.functional.softplus(f) - y[:, None, :] * f)).sum(dim=(1, 2))
         better = loss < best_loss
-        best_loss, best = (
-            torch.where(better, loss, best_loss),
-            torch.where(better, best.new_tensor(lam), best),
-        )
+        best_loss = torch.where(better, loss, best_loss)
+        best = torch.where(better, best.new_tensor(lam), best)
     return best
 
 

@@ -62,13 +62,11 @@ class Judge:
             c = job.concept.id
             if c not in self._test:
                 seen = self.samples.positives(c, "test", 80)
-                held = self.samples.positives(c, "test", 80, heldout=True)
+                positive, negative = self.test_samples(c)
                 calibrate = self.samples.positives(c, "calibrate", 40)
-                # As many siblings as there can be: they cost little and narrow the interval.
-                many = [held[i % len(held)] for i in range(80)] if held else []
                 self._test[c] = {
-                    "positive": held,
-                    "negative": self.samples.negatives(c, "test", many, siblings_only=True),
+                    "positive": positive,
+                    "negative": negative,
                     "seen_positive": seen,
                     "seen_negative": self.samples.negatives(c, "test", seen, siblings_only=True),
                     "calibrate_positive": calibrate,
@@ -76,6 +74,13 @@ class Judge:
                 }
             out += [s for part in self._test[c].values() for s in part]
         return out
+
+    def test_samples(self, concept_id: str) -> tuple[list[Sample], list[Sample]]:
+        """Held-out positives and examples of siblings, in held-out templates."""
+        held = self.samples.positives(concept_id, "test", 80, heldout=True)
+        # As many siblings as there can be: they cost little and narrow the interval.
+        many = [held[i % len(held)] for i in range(80)] if held else []
+        return held, self.samples.negatives(concept_id, "test", many, siblings_only=True)
 
     def read(self, jobs: Sequence[Job]) -> None:
         """Calibrate, grade and compare lenses whose samples are in the bank; fills ``job.found``.
@@ -134,7 +139,7 @@ class Judge:
     def _shuffled(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             rng = np.random.default_rng(seed_of(self.seed, "shuffle", job.concept.id))
-            z, y, _ = job.rows(self.bank)
+            z, y = job.rows(self.bank)
             n = len(job.train_positive) + len(job.train_negative)
             # Rows of one prompt get one label, as the true ones have.
             order = torch.from_numpy(rng.permutation(n))

@@ -300,11 +300,11 @@ class Lenses:
         if head == "linear":
             return standard @ self.weight.to(rows.device).T + self.bias.to(rows.device)
         if head != "mlp" or self.mlp is None:
-            raise ValueError(f"head={head!r}: these lenses have {'linear, mlp' if self.mlp else 'linear'} heads")
+            raise ValueError(
+                f"head={head!r}: these lenses have {'linear, mlp' if self.mlp else 'linear'} heads"
+            )
         m = {k: v.to(rows.device) for k, v in self.mlp.items()}
-        hidden = torch.relu(
-            torch.einsum("nd,kdh->nkh", standard / self.width**0.5, m["up"]) + m["shift"]
-        )
+        hidden = torch.relu(torch.einsum("nd,kdh->nkh", standard / self.width**0.5, m["up"]) + m["shift"])
         return (hidden * m["down"]).sum(dim=2) + m["bias"]
 
     def _rows(self, x: Any, model: Model | None, site: str | None, normalisation: str) -> Tensor:
@@ -463,7 +463,9 @@ class Lenses:
                 up = part.mlp["up"].double()
                 ups.append((up * ratio[:, None]).float())
                 shifts.append(
-                    (part.mlp["shift"].double() + torch.einsum("d,kdh->kh", shift / part.width**0.5, up)).float()
+                    (
+                        part.mlp["shift"].double() + torch.einsum("d,kdh->kh", shift / part.width**0.5, up)
+                    ).float()
                 )
         mlp = None
         if ups:
@@ -471,7 +473,8 @@ class Lenses:
             mlp |= {name: torch.cat([p.mlp[name] for p in parts if p.mlp]) for name in ("down", "bias")}
         longest = max(p.negatives.shape[1] for p in parts)
         padded = [
-            torch.nn.functional.pad(p.negatives, (0, longest - p.negatives.shape[1]), value=math.nan) for p in parts
+            torch.nn.functional.pad(p.negatives, (0, longest - p.negatives.shape[1]), value=math.nan)
+            for p in parts
         ]
         meta = {**first.meta, "history": [h for p in parts for h in p.meta.get("history", [])]}
         return cls(
@@ -587,7 +590,9 @@ class Lens:
 
     def __repr__(self) -> str:
         r = self.report
-        return f"<Lens {self.concept!r}: {r.grade}, score {r.score:.2f} [{r.score_low:.2f}, {r.score_high:.2f}]>"
+        return (
+            f"<Lens {self.concept!r}: {r.grade}, score {r.score:.2f} [{r.score_low:.2f}, {r.score_high:.2f}]>"
+        )
 
     @property
     def grade(self) -> str:

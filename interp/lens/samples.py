@@ -53,8 +53,10 @@ class Templates:
         "Note: {text}",
         "She said: {text}",
         "This is true. {text}",
+        "{text} That is all.",
+        "Look at this: {text}",
     )
-    heldout: tuple[str, ...] = ("He wrote this. {text}", "Read: {text}")
+    heldout: tuple[str, ...] = ("He wrote this. {text}", "Read: {text}", "It is so. {text} The end.")
 
     def __post_init__(self) -> None:
         if not self.train or not self.heldout:

@@ -51,6 +51,7 @@ class Job:
     negative: list[Sample]
     select: list[Sample]
     n_select_positive: int
+    templates: tuple[str, ...]  #: of training
     train_positive: list[Sample] = field(default_factory=list)  #: those of the latest fit
     train_negative: list[Sample] = field(default_factory=list)
     n_iter: int = 0
@@ -80,22 +81,30 @@ class Job:
         """Train on the first `n` samples of each class."""
         self.train_positive, self.train_negative = self.positive[:n], self.negative[:n]
 
-    def rows(self, bank: Bank) -> tuple[Tensor, Tensor, Tensor]:
-        """Standardised rows, labels 0/1 and folds of the training samples."""
+    def rows(self, bank: Bank) -> tuple[Tensor, Tensor]:
+        """Standardised rows and labels 0/1 of the training samples."""
         raw = rows_of(bank, [*self.train_positive, *self.train_negative])
-        phases = raw.shape[1]
-        y = torch.zeros(len(raw), phases)
+        y = torch.zeros(raw.shape[:2])
         y[: len(self.train_positive)] = 1
-        folds = torch.from_numpy(self.folds()).repeat_interleave(phases)
-        return standardise(raw.flatten(0, 1), self.mean, self.scale), y.flatten(), folds
+        return standardise(raw.flatten(0, 1), self.mean, self.scale), y.flatten()
 
-    def folds(self) -> np.ndarray:
-        """Fold of each training sample: whole groups, each class spread evenly."""
-        out: list[int] = []
-        for samples in (self.train_positive, self.train_negative):
-            fold_of: dict[int, int] = {}
-            out += [fold_of.setdefault(s.group, len(fold_of) % _FOLDS) for s in samples]
-        return np.array(out, dtype=np.int64)
+    def folds(self) -> tuple[Tensor, Tensor]:
+        """Cross-validation masks, bool ``[n_folds, n]``: samples to fit on, samples to judge by.
+
+        A lens must hold on new texts *and* in new templates. So a fold holds out each text whose home, the template it is
+        first used in, is the fold's, and fits on texts of other homes in other templates.
+        """
+        home: dict[int, int] = {}
+        at: list[tuple[int, int]] = []  # template and home of each sample
+        number = {t: i for i, t in enumerate(self.templates)}
+        several = len(number) > 1
+        for s in [*self.train_positive, *self.train_negative]:
+            template = number[s.template] % _FOLDS if several else -1
+            at.append((template, home.setdefault(s.group, template if several else len(home) % _FOLDS)))
+        template, homes = torch.tensor(at, dtype=torch.int64).T
+        fold = torch.arange(min(len(number), _FOLDS) if several else _FOLDS)[:, None]
+        held = (homes == fold) & ((template == fold) | (template < 0))
+        return (homes != fold) & (template != fold), held
 
     def logits(self, bank: Bank, samples: Sequence[Sample]) -> np.ndarray:
         """Logit of each sample (the mean of its prompt's and its continuation's), float64 ``[n]``."""
@@ -258,9 +267,7 @@ def train_lenses(
     lenses = run.lenses(pack, parameters, seconds)
     logger.info("%r in %.1f s, %d prompts forwarded", lenses, seconds, bank.n_forwarded)
     if emit:
-        emit(
-            TrainEnd(n_lenses=len(lenses), grade_counts=lenses.grades, seconds=seconds, stopped=emit.stop)
-        )
+        emit(TrainEnd(n_lenses=len(lenses), grade_counts=lenses.grades, seconds=seconds, stopped=emit.stop))
         emit.close()
     return lenses
 
@@ -291,7 +298,9 @@ def _bank(
     if not isinstance(model, Model):
         model = load_model(model, dtype="auto" if dtype is None else dtype)
     elif dtype is not None and str(dtype).removeprefix("torch.") != str(model.dtype).removeprefix("torch."):
-        raise ValueError(f"dtype={dtype} but the model is loaded in {model.dtype}: load_model(..., dtype=...)")
+        raise ValueError(
+            f"dtype={dtype} but the model is loaded in {model.dtype}: load_model(..., dtype=...)"
+        )
     found = model.sites.resolve(site)
     if len(found) != 1:
         raise ValueError(f"site must name one site, {site!r} names {len(found)}: {', '.join(found)}")
@@ -312,7 +321,9 @@ def _bank(
         ("continuation", bank.continuation, continuation),
     ):
         if mine != other:
-            raise ValueError(f"the bank's {name} is {mine!r}, the training wants {other!r}: give another bank")
+            raise ValueError(
+                f"the bank's {name} is {mine!r}, the training wants {other!r}: give another bank"
+            )
     return bank
 
 
@@ -322,7 +333,9 @@ def _plan(samples: Samples, concept: Concept, n: int, seed: int) -> Job:
     select = samples.positives(concept.id, "select", 60)
     others = samples.negatives(concept.id, "select", select)
     both = min(len(select), len(others))
-    job = Job(concept, seed, positive, negative, [*select[:both], *others[:both]], both)
+    job = Job(
+        concept, seed, positive, negative, [*select[:both], *others[:both]], both, samples.templates.train
+    )
     texts = len({s.group for s in positive})
     if texts < 2:
         job.why = f"{texts} positive example{'s' * (texts != 1)} for training, at least 2 are needed"
@@ -386,9 +399,7 @@ class _Training:
         todo = sorted(self.active, key=lambda j: len(j.train_positive) + len(j.train_negative))
         phases = 2 if self.bank.continuation else 1
         while todo:
-            size = max(
-                1, _BATCH_BYTES // (4 * rows.shape[-1] * phases * max(2 * n, 1))
-            )
+            size = max(1, _BATCH_BYTES // (4 * rows.shape[-1] * phases * max(2 * n, 1)))
             part, todo = todo[:size], todo[size:]
             self._fit(part, mean, scale, n)
             if self.emit.stop:
@@ -412,12 +423,16 @@ class _Training:
         size = max(len(p[1]) for p in problems)
         z = torch.zeros(len(jobs), size, len(mean))
         y, s = torch.zeros(len(jobs), size), torch.zeros(len(jobs), size)
-        folds = torch.full((len(jobs), size), -1)
-        for k, (rows, labels, fold) in enumerate(problems):
+        folds = [j.folds() for j in jobs]
+        masks = torch.zeros(2, len(jobs), len(folds[0][0]), size, dtype=torch.bool)
+        for k, (rows, labels) in enumerate(problems):
             m = len(labels)
-            z[k, :m], y[k, :m], s[k, :m], folds[k, :m] = rows, labels, balanced(labels), fold
+            z[k, :m], y[k, :m], s[k, :m] = rows, labels, balanced(labels)
+            phases = m // folds[k][0].shape[1]
+            for i in (0, 1):
+                masks[i, k, :, :m] = folds[k][i].repeat_interleave(phases, dim=1)
         gram = z @ z.transpose(1, 2)
-        lam = choose_lambda(gram, y, s, folds)
+        lam = choose_lambda(gram, y, s, *masks)
         coef, b = solve(z, y, s, lam, tol=1e-4)
         w = weights(coef, z)
         mlp = None
@@ -557,7 +572,13 @@ class _Training:
         reports = [j.report() for j in self.jobs]
         if not fitted:
             width = model.width
-            empty = torch.zeros(0, width), torch.zeros(0), torch.zeros(width), torch.ones(width), torch.zeros(0, 0)
+            empty = (
+                torch.zeros(0, width),
+                torch.zeros(0),
+                torch.zeros(width),
+                torch.ones(width),
+                torch.zeros(0, 0),
+            )
             return Lenses(reports, *empty, {**meta, "typical_norm": float("nan")}, model=model)
         used = [s for j in fitted for s in [*j.train_positive, *j.train_negative]]
         rows = rows_of(bank, used).flatten(0, 1)

@@ -1,0 +1,426 @@
+"""Precision and batching, answered by measurement: ``interp bench lenses``.
+
+Five questions, each with a table:
+
+1. Does the model load in a 16-bit dtype, and is every residual site finite?
+2. How large may a batch be, and what memory does it take?
+3. How fast is each dtype at each batch size?
+4. Are lenses trained on one dtype as good on another?
+5. Does a lens trained in bfloat16 steer the float32 model, and better than a random direction?
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from interp.lens import grade as g
+from interp.lens.bank import Bank
+from interp.lens.concepts import ConceptPack
+from interp.lens.judge import Judge
+from interp.lens.library import Lenses
+from interp.lens.samples import Sample, Samples
+from interp.lens.train import train_lenses
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.capture.model import Model
+
+__all__ = ["MARGIN", "Study", "study"]
+
+logger = logging.getLogger(__name__)
+
+#: Fixed before any measurement: AUROCs that differ by less than this on average are the same.
+MARGIN = 0.02
+
+
+@dataclass
+class Study:
+    """Answers as tables.
+
+    Attributes
+    ----------
+    finite, memory, speed, quality, concepts, steering : DataFrame
+        One per question; ``concepts`` holds the AUROC and F1 of every lens behind ``quality``.
+    about : dict
+        Model, device, site, sizes.
+    """
+
+    finite: pd.DataFrame
+    memory: pd.DataFrame
+    speed: pd.DataFrame
+    quality: pd.DataFrame
+    concepts: pd.DataFrame
+    steering: pd.DataFrame
+    about: dict[str, Any]
+
+    def answers(self) -> list[str]:
+        """One sentence per question."""
+        bad = self.finite[~self.finite.finite]
+        largest = self.memory.loc[self.memory.fits].groupby("dtype").batch.max()
+        limit = {d: "" if (self.memory.dtype == d).sum() == 0 else self._limit(d) for d in largest.index}
+        best = self.speed.loc[self.speed.groupby("dtype").tokens_per_second.idxmax()]
+        out = [
+            "Every site is finite in every dtype."
+            if bad.empty
+            else f"Not finite: {', '.join(f'{r.dtype} {r.site}' for r in bad.itertuples())}.",
+            "Largest batch: " + ", ".join(f"{d} {limit[d]}{b}" for d, b in largest.items()) + ".",
+            "Fastest: "
+            + ", ".join(
+                f"{r.dtype} {r.tokens_per_second:,.0f} tokens/s at batch {r.batch}" for r in best.itertuples()
+            )
+            + ".",
+        ]
+        other = self.quality[~self.quality.reference]
+        same = other[other.within_margin]
+        out.append(
+            f"{len(same)} of {len(other)} combinations of training and evaluation dtype are within {MARGIN} AUROC of float32 "
+            f"throughout (largest mean difference {other.auroc_difference.abs().max():.4f})."
+            if len(other)
+            else "Only one dtype was studied."
+        )
+        if self.steering.empty:
+            out.append("No lens has a grade that allows steering.")
+        else:
+            most = self.steering[self.steering.scale == self.steering.scale.max()]
+            change = most.groupby("direction").logit_change.mean()
+            out.append(
+                f"At dose {most.scale.iloc[0]:g} the lenses' own logit moves by {change['lens']:.2f} along the lens and by "
+                f"{change['random']:.2f} along random directions."
+            )
+        return out
+
+    def _limit(self, dtype: str) -> str:
+        return "" if (~self.memory[self.memory.dtype == dtype].fits).any() else "at least "
+
+    def __str__(self) -> str:
+        parts = [f"{k}: {v}" for k, v in self.about.items()]
+        for name in ("finite", "memory", "speed", "quality", "steering"):
+            frame = getattr(self, name)
+            if name == "finite" and len(frame) > 12:
+                frame = frame.sort_values("relative_error", ascending=False).head(12)
+            if name == "steering" and len(frame):
+                frame = (
+                    frame.groupby(["scale", "direction"])[["logit_change", "loss_change"]]
+                    .mean()
+                    .reset_index()
+                )
+            parts += ["", name.upper(), frame.to_string(index=False, float_format="%.4g")]
+        return "\n".join([*parts, "", *self.answers()])
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the tables as CSV and everything as ``study.txt``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("finite", "memory", "speed", "quality", "concepts", "steering"):
+            getattr(self, name).to_csv(folder / f"{name}.csv", index=False)
+        (folder / "study.txt").write_text(str(self) + "\n", encoding="utf-8")
+        return folder
+
+
+def study(
+    model: Model | str | os.PathLike[str] = "tiny",
+    pack: ConceptPack | str | os.PathLike[str] = "tiny",
+    *,
+    site: str | None = None,
+    dtypes: Sequence[str] = ("float32", "bfloat16"),
+    batches: Sequence[int] = (1, 4, 16, 64),
+    n_prompts: int = 256,
+    repeats: int = 5,
+    n_concepts: int = 60,
+    n_steered: int = 5,
+    device: str = "auto",
+    seed: int = 0,
+) -> Study:
+    """Measure precision and batching on a model.
+
+    Parameters
+    ----------
+    model : Model, str or path
+        A name is loaded once per dtype; a `Model` is copied and cast.
+    pack : ConceptPack, path, or "tiny"
+    site : str, optional
+        Of the lenses; the middle ``resid_post`` by default.
+    dtypes : sequence of str
+        The first is the reference.
+    batches : sequence of int
+        Prompts per forward pass.
+    n_prompts : int
+        For memory and speed.
+    repeats : int
+        Timed runs per dtype and batch after a warm-up, interleaved; at least 5.
+    n_concepts : int
+        Lenses compared, at least 50 where the pack has them.
+    n_steered : int
+        Best A lenses to steer with.
+    device : str
+    seed : int
+
+    Returns
+    -------
+    Study
+    """
+    if repeats < 5:
+        raise ValueError(f"repeats must be at least 5 for a median with a spread, got {repeats}")
+    pack = pack if isinstance(pack, ConceptPack) else ConceptPack.load(pack)
+    models = {d: _load(model, d, device) for d in dtypes}
+    first = models[dtypes[0]]
+    site = site or f"resid_post.{first.n_layers // 2}"
+    samples = Samples(pack, seed=seed)
+    texts = [s.text for c in pack for s in samples.positives(c.id, "train", 20)]
+    texts = list(dict.fromkeys(texts))[:n_prompts]
+    if not texts:
+        raise ValueError(f"pack {pack.name!r} has no positive examples: nothing to measure with")
+    encoded = sorted((first.tokenizer(t)["input_ids"] for t in texts), key=len)
+    finite = _finite(models, texts)
+    memory = _memory(models, encoded, batches)
+    speed = _speed(models, encoded, batches, repeats)
+    ids = [c.id for c in pack if samples.positives(c.id, "test", 8)]
+    chosen = sorted(ids, key=lambda c: (-int(pack[c].level), c))[:n_concepts]
+    lenses, concepts = _lens_quality(models, pack, samples, site, chosen, seed)
+    quality = _compare(concepts, dtypes[0], seed)
+    steering = _steering(lenses[dtypes[-1]], first, texts[:32], n_steered, seed)
+    about = {
+        "model": first.name,
+        "device": str(first.device),
+        "site": site,
+        "prompts": len(texts),
+        "concepts": concepts.concept.nunique(),
+        "margin": MARGIN,
+        "torch threads": torch.get_num_threads(),
+    }
+    return Study(finite, memory, speed, quality, concepts, steering, about)
+
+
+def _load(model: Any, dtype: str, device: str) -> Model:
+    from interp.capture.model import Model, load_model, wrap
+
+    if not isinstance(model, Model):
+        return load_model(model, dtype=dtype, device=device)
+    if str(model.dtype) == f"torch.{dtype}":
+        return model
+    cast = copy.deepcopy(model.hf).to(getattr(torch, dtype))
+    return wrap(cast, model.tokenizer, name=model.name, revision=model.revision)
+
+
+def _finite(models: dict[str, Model], texts: list[str]) -> pd.DataFrame:
+    """Per dtype and residual site: finite, largest value, relative error against the first dtype."""
+    import pandas as pd
+
+    from interp.capture.record import capture
+
+    reference: dict[str, torch.Tensor] = {}
+    rows = []
+    for dtype, model in models.items():
+        sites = model.sites.resolve(["resid_pre.*", "resid_mid.*", "resid_post.*"])
+        for site in sites:
+            row: dict[str, Any] = {"dtype": dtype, "site": site}
+            try:
+                x = capture(model, texts[:32], sites=[site])[site].float()
+            except FloatingPointError:
+                rows.append({**row, "finite": False, "largest": float("inf"), "relative_error": float("nan")})
+                continue
+            base = reference.setdefault(site, x)
+            error = float((x - base).norm() / base.norm())
+            row |= {"finite": bool(torch.isfinite(x).all()), "largest": float(x.abs().max())}
+            rows.append({**row, "relative_error": error})
+    return pd.DataFrame(rows)
+
+
+def _batch(
+    model: Model, encoded: list[list[int]], start: int, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # Prompts repeat when a batch is larger than their number.
+    part = [encoded[(start + i) % len(encoded)] for i in range(size)]
+    longest = max(map(len, part))
+    ids = torch.full((size, longest), model.pad_id)
+    mask = torch.zeros_like(ids)
+    for i, seq in enumerate(part):
+        ids[i, : len(seq)] = torch.tensor(seq)
+        mask[i, : len(seq)] = 1
+    return ids.to(model.device), mask.to(model.device)
+
+
+@torch.no_grad()
+def _memory(models: dict[str, Model], encoded: list[list[int]], batches: Sequence[int]) -> pd.DataFrame:
+    """Peak memory by batch, doubling on a GPU until it is full."""
+    import pandas as pd
+
+    from interp.capture.batching import is_out_of_memory, release_memory
+
+    rows = []
+    for dtype, model in models.items():
+        sizes = list(batches)
+        longest = [encoded[-1]]
+        while sizes:
+            size = sizes.pop(0)
+            failed: str = ""
+            _reset_peak(model)
+            try:
+                model.states(*_batch(model, longest, 0, size))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                failed = "out of memory"
+            peak = _peak(model)
+            release_memory(model.device)
+            rows.append(
+                {
+                    "dtype": dtype,
+                    "batch": size,
+                    "tokens": size * len(longest[0]),
+                    "fits": not failed,
+                    "peak_megabytes": peak / 2**20,
+                    "weights_megabytes": model.parameters_bytes / 2**20,
+                }
+            )
+            if failed:
+                break
+            # A CPU that runs out of memory takes the process with it, so only a GPU is filled.
+            if not sizes and model.device.type == "cuda" and size < 2**20:
+                sizes = [size * 2]
+    return pd.DataFrame(rows)
+
+
+def _reset_peak(model: Model) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+        return
+    try:  # Linux: 5 resets the high-water mark of resident memory
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        logger.info("peak memory of this process cannot be reset here: peaks include what came before")
+
+
+def _peak(model: Model) -> int:
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(model.device)
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
+    except (OSError, StopIteration):
+        from interp.events import rss_bytes
+
+        return rss_bytes()
+
+
+@torch.no_grad()
+def _speed(
+    models: dict[str, Model], encoded: list[list[int]], batches: Sequence[int], repeats: int
+) -> pd.DataFrame:
+    """Real tokens per second of the forward pass alone; every round times each cell once, in turn."""
+    import pandas as pd
+
+    cells = [(d, b) for b in batches for d in models]
+    times: dict[tuple[str, int], list[float]] = {c: [] for c in cells}
+    for turn in range(repeats + 1):
+        for dtype, size in cells:
+            model = models[dtype]
+            work = [_batch(model, encoded, i, size) for i in range(0, len(encoded), size)]
+            _synchronise(model)
+            start = time.perf_counter()
+            for ids, mask in work:
+                model.states(ids, mask)
+            _synchronise(model)
+            if turn:  # the first is the warm-up
+                real = sum(int(mask.sum()) for _, mask in work)
+                times[dtype, size].append(real / (time.perf_counter() - start))
+    rows = []
+    for (dtype, size), rates in times.items():
+        low, middle, high = np.percentile(rates, [25, 50, 75])
+        rows.append(
+            {
+                "dtype": dtype,
+                "batch": size,
+                "tokens_per_second": middle,
+                "quartile_low": low,
+                "quartile_high": high,
+                "repeats": len(rates),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _synchronise(model: Model) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+def _lens_quality(
+    models: dict[str, Model], pack: ConceptPack, samples: Samples, site: str, chosen: list[str], seed: int
+) -> tuple[dict[str, Lenses], pd.DataFrame]:
+    """Train in every dtype, evaluate every lens on the test samples in every dtype."""
+    import pandas as pd
+
+    banks = {d: Bank(m, site, seed=seed) for d, m in models.items()}
+    lenses = {
+        d: train_lenses(m, pack, site=site, concepts=chosen, bank=banks[d], seed=seed)
+        for d, m in models.items()
+    }
+    rows = []
+    for trained, these in lenses.items():
+        for evaluated, bank in banks.items():
+            judge = Judge(samples, bank, seed)
+            for concept in these.ids:
+                positive, negative = judge.test_samples(concept)
+                if min(len(positive), len(negative)) < g.MIN_GROUPS:
+                    continue
+                both: list[Sample] = [*positive, *negative]
+                bank.ensure(both)
+                x = bank.take(bank.index(both))
+                logits = these[concept].score(x, site=site).double().numpy()
+                labels = np.arange(len(both)) < len(positive)
+                rows.append(
+                    {
+                        "concept": concept,
+                        "train": trained,
+                        "evaluate": evaluated,
+                        "auroc": float(g.auroc(logits, labels)),
+                        "f1": g.balanced_f1(logits, labels),
+                    }
+                )
+    return lenses, pd.DataFrame(rows, columns=["concept", "train", "evaluate", "auroc", "f1"])
+
+
+def _compare(concepts: pd.DataFrame, reference: str, seed: int, draws: int = 2000) -> pd.DataFrame:
+    """Mean paired differences against reference → reference, with percentile bootstrap intervals over concepts."""
+    import pandas as pd
+
+    auroc = concepts.pivot(index="concept", columns=["train", "evaluate"], values="auroc")
+    f1 = concepts.pivot(index="concept", columns=["train", "evaluate"], values="f1")
+    rng = np.random.default_rng(seed)
+    resampled = rng.integers(0, len(auroc), (draws, len(auroc)))
+    rows = []
+    for cell in auroc.columns:
+        row: dict[str, Any] = {
+            "train": cell[0],
+            "evaluate": cell[1],
+            "reference": cell == (reference, reference),
+        }
+        row |= {"concepts": len(auroc), "auroc": auroc[cell].mean(), "f1": f1[cell].mean()}
+        for name, table in (("auroc", auroc), ("f1", f1)):
+            difference = (table[cell] - table[reference, reference]).to_numpy()
+            low, high = np.percentile(difference[resampled].mean(axis=1), [2.5, 97.5])
+            row |= {f"{name}_difference": difference.mean(), f"{name}_low": low, f"{name}_high": high}
+        row["within_margin"] = -MARGIN < row["auroc_low"] and row["auroc_high"] < MARGIN
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _steering(lenses: Lenses, model: Model, texts: list[str], n: int, seed: int) -> pd.DataFrame:
+    """Dose–response of the best A lenses of the last dtype on the model in the first."""
+    import pandas as pd
+
+    best = sorted((r for r in lenses.reports if r.grade == "A"), key=lambda r: (-r.score_low, r.concept))[:n]
+    frames = [lenses[r.concept].dose_response(model, texts, seed=seed) for r in best]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
