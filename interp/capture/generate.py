@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from interp.capture.batching import pad
+from interp.capture.cache import reserve
 from interp.capture.model import Model
 from interp.capture.report import Clock
 from interp.capture.tape import Tape
@@ -114,6 +115,7 @@ class Generator:
         with clock("prefill"):
             logits, cache = tape.run(lambda: model.next_logits(tokens, mask[:, :width], positions, None))
         tape.settle(clock, "prefill")
+        cache = reserve(cache, n_new)
         n_padded, n_rows = tokens.numel(), sum(lengths)
         responses: list[list[int]] = [[] for _ in ids]
         alive = list(range(len(ids)))
