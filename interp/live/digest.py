@@ -364,12 +364,8 @@ class FitDigest(Digest):
         if b:
             rows.append(["problem", f"{b.n_latents:,} latents × {b.n_classes:,} classes, {b.n_rows:,} rows"])
             rows.append(["events", f"{b.n_events:,} in {b.n_nodes:,} nodes ({b.method})"])
-            rows.append(
-                [
-                    "sizes",
-                    f"slab {b.class_slab_size}, block {b.latent_block_size}, rows {b.row_batch_size or 'auto'}",
-                ]
-            )
+            batch = b.row_batch_size or "auto"
+            rows.append(["sizes", f"slab {b.class_slab_size}, block {b.latent_block_size}, rows {batch}"])
         rows.append(["iterations", f"{self.n_steps:,} in {self.n_slabs_done:,} slabs"])
         rows.append(["n_fail", f"{self._numbers()['n_fail']:,}"])
         if end:

@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "capture_figure", "fit_figure", "lens_figure", "png", "projection_figure"]
+__all__ = [
+    "COLOURS",
+    "capture_figure",
+    "fit_figure",
+    "lens_figure",
+    "png",
+    "projection_figure",
+    "tuning_figure",
+]
 
 #: The Okabe–Ito colours that read on white and on near-black (yellow does not, black does not).
 COLOURS = {
@@ -257,6 +265,53 @@ def projection_figure(
     size = (min(2.2 + 0.2 * len(tokens), 16.0), min(1.4 + 0.26 * len(names), 9.0))
     fig, axes = _figure(theme, (max(size[0], 4.0), max(size[1], 2.0)), 1, 1)
     _heat(axes.flat[0], tokens, grid, names, title, theme)
+    return fig
+
+
+def tuning_figure(
+    cells: Sequence[dict[str, Any]], auto: dict[str, Any] | None = None, *, dark: bool = False
+) -> Figure:
+    """Heat map of a `SlabTuner`: ns per evaluation by class_slab_size and latent_block_size.
+
+    Parameters
+    ----------
+    cells : sequence of dict
+        class_slab_size, latent_block_size, ns_per_eval.
+    auto : dict, optional
+        The sizes that "auto" takes, marked ``a``; the fastest is marked ``★``.
+    dark : bool
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    from matplotlib.colors import LogNorm
+
+    theme = _DARK if dark else _LIGHT
+    slabs = sorted({c["class_slab_size"] for c in cells})
+    blocks = sorted({c["latent_block_size"] for c in cells})
+    grid = np.full((len(slabs), len(blocks)), np.nan)
+    for c in cells:
+        grid[slabs.index(c["class_slab_size"]), blocks.index(c["latent_block_size"])] = c["ns_per_eval"]
+    fig, axes = _figure(theme, (3.0 + 0.7 * len(blocks), 1.6 + 0.42 * len(slabs)), 1, 1)
+    ax = axes.flat[0]
+    _label(ax, "ns per evaluation", "latent_block_size", "class_slab_size", theme)
+    ax.grid(False)
+    low, high = float(np.nanmin(grid)), float(np.nanmax(grid))
+    norm = LogNorm(low, max(high, low * 1.001))
+    ax.imshow(grid, aspect="auto", cmap="Blues_r" if not dark else "Blues", norm=norm)
+    ax.set_xticks(range(len(blocks)), [f"{b:,}" for b in blocks])
+    ax.set_yticks(range(len(slabs)), [f"{s:,}" for s in slabs])
+    for (i, j), ns in np.ndenumerate(grid):
+        if math.isnan(ns):
+            continue
+        mark = " ★" if ns == low else ""
+        if auto and (slabs[i], blocks[j]) == (auto["class_slab_size"], auto["latent_block_size"]):
+            mark += " a"
+        deep = norm(ns) < 0.5 if not dark else norm(ns) > 0.5
+        ax.text(
+            j, i, f"{ns:.2g}{mark}", ha="center", va="center", fontsize=8, color="white" if deep else "black"
+        )
     return fig
 
 

@@ -1,0 +1,384 @@
+"""Slab sizes tuned by hand: sliders, and a heat map of what each setting costs on one's own data."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anywidget
+import numpy as np
+import traitlets
+
+from interp.events import Event, FitBegin, IterationEnd
+from interp.live import plots
+from interp.live.monitor import front_end
+from interp.live.still import Place, in_notebook, still_html
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Bench", "FitBench", "SlabTuner"]
+
+logger = logging.getLogger(__name__)
+
+SIZES = ("class_slab_size", "latent_block_size")
+ROWS = "row_batch_size"
+
+#: Latents that a measurement solves, and events that it passes over, at most: enough to be steady.
+_MAX_LATENTS, _MAX_EVENTS = 512, 2_000_000
+
+#: Doubles that a slab keeps for each of its pairs (parameters, sums, derivatives, damping, counters).
+_DOUBLES_PER_PAIR = 30
+
+
+class Bench(Protocol):
+    """What a `SlabTuner` measures with."""
+
+    n_latents: int
+    n_classes: int
+    n_rows: int
+
+    def auto(self) -> dict[str, Any]:
+        """The sizes that "auto" takes: class_slab_size, latent_block_size."""
+
+    def solve(self, slab: int, block: int) -> dict[str, float]:
+        """``ns_per_eval``, ``spread`` (half the range) and ``bytes`` of a setting."""
+
+    def rows(self, size: int | str) -> dict[str, float]:
+        """``ns_per_event`` and ``spread`` of a pass with this row_batch_size."""
+
+
+class FitBench:
+    """Measures on a probe's own data, with nothing but its public methods and events.
+
+    Parameters
+    ----------
+    probe : Sparse1DProbe
+        Its parameters are taken over, but for the sizes; it is not fitted.
+    x, y, n_classes
+        As for ``probe.fit``; of several row shards, the first is measured on.
+    repeats : int
+        Measurements per setting, of which the median counts.
+
+    Notes
+    -----
+    An evaluation is one quadrature node for one class. The time is that of a fit's first iteration, in
+    which every pair is active, bookkeeping included; at most 512 latents are solved.
+    """
+
+    def __init__(self, probe: Any, x: Any, y: Any, n_classes: int | None, repeats: int) -> None:
+        from interp.probe.data import shards
+
+        shard = next(shards(x, y, n_classes))
+        self._probe, self._repeats = probe, repeats
+        self._x, self._y = shard.x, shard.y
+        self.n_rows, self.n_latents = self._x.shape
+        if n_classes is None:
+            multi = getattr(self._y, "ndim", 1) == 2
+            n_classes = self._y.shape[1] if multi else int(np.max(self._y, initial=-1)) + 1
+        self.n_classes = n_classes
+        self._sample: Any = None
+
+    def _fresh(self, **sizes: Any) -> Any:
+        params = {**self._probe.get_params(), "method": "summary", **sizes}
+        return type(self._probe)(**params)
+
+    def _summary(self, x: Any, row_batch_size: int | None = None) -> Any:
+        from interp.probe.summary import LatentSummary
+
+        return LatentSummary(x.shape[1], self.n_classes).add(x, self._y, row_batch_size=row_batch_size)
+
+    def auto(self) -> dict[str, Any]:
+        """The sizes that "auto" takes on the whole of x."""
+        first = self._first(self._fresh(**dict.fromkeys(SIZES, "auto")), self._summary(self._x), FitBegin)
+        return {name: getattr(first, name) for name in SIZES}
+
+    def solve(self, slab: int, block: int) -> dict[str, float]:
+        """Nanoseconds per (node, class) of an iteration, and the memory it works in."""
+        if self._sample is None:
+            every = np.linspace(0, self.n_latents - 1, min(self.n_latents, _MAX_LATENTS)).astype(np.int64)
+            self._sample = self._summary(self._x[:, np.unique(every)])
+        probe = self._fresh(**dict(zip(SIZES, (slab, block), strict=True)))
+        taken, begun = [], None
+        for _ in range(self._repeats):
+            begun, it = (self._first(probe, self._sample, kind) for kind in (FitBegin, IterationEnd))
+            taken.append(it.seconds / (begun.n_nodes * (it.class_stop - it.class_start)) * 1e9)
+        assert begun is not None
+        per_latent = begun.n_nodes / max(begun.n_latents, 1)
+        work = 2 * block * per_latent + _DOUBLES_PER_PAIR * self.n_latents
+        return {
+            "ns_per_eval": statistics.median(taken),
+            "spread": (max(taken) - min(taken)) / 2,
+            "bytes": int(8 * min(slab, self.n_classes) * work),
+        }
+
+    def rows(self, size: int | str) -> dict[str, float]:
+        """Nanoseconds per event of the pass over x."""
+        n = int(np.searchsorted(self._x.indptr, _MAX_EVENTS, side="right")) - 1
+        n = max(1, min(n, self.n_rows))
+        x, taken = self._x[:n], []
+        whole, self._y = self._y, self._y[:n]
+        try:
+            for _ in range(self._repeats):
+                start = time.perf_counter()
+                self._summary(x, None if size == "auto" else int(size))
+                taken.append((time.perf_counter() - start) / max(x.nnz, 1) * 1e9)
+        finally:
+            self._y = whole
+        return {"ns_per_event": statistics.median(taken), "spread": (max(taken) - min(taken)) / 2}
+
+    @staticmethod
+    def _first(probe: Any, summary: Any, kind: type[Event]) -> Any:
+        found: list[Event] = []
+
+        def hook(event: Event) -> bool:
+            if isinstance(event, kind):
+                found.append(event)
+            return bool(found)
+
+        probe.fit_summary(summary, iteration_hook=hook)
+        if not found:
+            raise ValueError("SlabTuner: nothing to iterate on, every pair is solved at the start")
+        return found[0]
+
+
+class SlabTuner(anywidget.AnyWidget):
+    """Find class_slab_size, latent_block_size and row_batch_size for a probe, by measurement.
+
+    Parameters
+    ----------
+    probe : Sparse1DProbe
+        The probe whose sizes `apply` and `apply_best` set (with ``set_params``).
+    x, y
+        The data to measure on, as for ``probe.fit``.
+    class_slab_sizes, latent_block_sizes, row_batch_sizes : sequence of int, optional
+        Settings to measure (``"auto"`` is one of the row batch sizes). Powers up to what the data has,
+        by default.
+    n_classes : int, optional
+        As for ``probe.fit``.
+    repeats : int
+        Measurements per setting, of which the median counts.
+    bench : Bench, optional
+        Measures instead of `FitBench`.
+
+    Attributes
+    ----------
+    best : dict or None
+        The fastest setting measured so far: class_slab_size, latent_block_size, ns_per_eval, spread, bytes.
+    best_rows : dict or None
+        The fastest row_batch_size measured so far, ns_per_event, spread.
+
+    Examples
+    --------
+    >>> tuner = SlabTuner(probe, x, y)        # last line of a cell: the widget   # doctest: +SKIP
+    >>> tuner.measure(); tuner.apply_best()   # the same without a mouse          # doctest: +SKIP
+    """
+
+    _esm = front_end("tuner.js")
+    _css = (Path(__file__).parent / "monitor.css").read_text(encoding="utf-8")
+
+    uid = traitlets.Unicode().tag(sync=True)
+    axes = traitlets.Dict().tag(sync=True)
+    cells = traitlets.List().tag(sync=True)
+    row_cells = traitlets.List().tag(sync=True)
+    auto = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    best = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    best_rows = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    busy = traitlets.Bool(False).tag(sync=True)
+    message = traitlets.Unicode().tag(sync=True)
+
+    def __init__(
+        self,
+        probe: Any,
+        x: Any,
+        y: Any = None,
+        *,
+        class_slab_sizes: Sequence[int] | None = None,
+        latent_block_sizes: Sequence[int] | None = None,
+        row_batch_sizes: Sequence[int | str] | None = None,
+        n_classes: int | None = None,
+        repeats: int = 3,
+        bench: Bench | None = None,
+    ) -> None:
+        if repeats < 1:
+            raise ValueError(f"SlabTuner: repeats must be at least 1, got {repeats}")
+        self.probe = probe
+        self._bench: Bench = FitBench(probe, x, y, n_classes, repeats) if bench is None else bench
+        axes = {
+            "class_slab_size": _axis(class_slab_sizes, self._bench.n_classes, "class_slab_sizes"),
+            "latent_block_size": _axis(latent_block_sizes, self._bench.n_latents, "latent_block_sizes"),
+            ROWS: ["auto", *_powers(self._bench.n_rows)]
+            if row_batch_sizes is None
+            else list(row_batch_sizes),
+        }
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        super().__init__(uid=uuid.uuid4().hex, axes=axes)
+        self._place = Place(self.uid)
+        self.on_msg(self._on_message)
+
+    # --------------------------------------------------------------------------- measuring
+
+    def measure(self) -> pd.DataFrame:
+        """Measure every setting and wait for it; returns `table`.
+
+        Raises
+        ------
+        RuntimeError
+            If a measurement is under way.
+        """
+        self._begin()
+        self._work()
+        return self.table()
+
+    def start(self) -> None:
+        """`measure` in the background, as the button does."""
+        self._begin()
+        self._thread = threading.Thread(target=self._work_quietly, daemon=True, name="interp-tuner")
+        self._thread.start()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the measurement in the background."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def stop(self) -> None:
+        """End the measurement after the setting under way; what is measured stays."""
+        self._stop.set()
+
+    def _begin(self) -> None:
+        if self.busy:
+            raise RuntimeError("the tuner is measuring already: wait, or stop() it")
+        self._stop.clear()
+        self.busy = True
+
+    def _work_quietly(self) -> None:
+        try:
+            self._work()
+        except Exception as error:  # there is nobody to raise it to but the reader of the widget
+            logger.warning("the slab tuner stopped: %s", error)
+
+    def _work(self) -> None:
+        try:
+            if self.auto is None:
+                self.message = "one pass over the data"
+                self._mark(self._bench.auto())
+            todo = [(s, b) for s in self.axes[SIZES[0]] for b in self.axes[SIZES[1]]]
+            for i, (slab, block) in enumerate(todo):
+                if self._stop.is_set():
+                    break
+                self.message = f"measuring {i + 1} of {len(todo)}: slab {slab}, block {block}"
+                cell = dict(zip(SIZES, (slab, block), strict=True)) | self._bench.solve(slab, block)
+                self.cells = [*(c for c in self.cells if any(c[n] != cell[n] for n in SIZES)), cell]
+                self.best = min(self.cells, key=lambda c: c["ns_per_eval"])
+            for size in self.axes[ROWS]:
+                if self._stop.is_set():
+                    break
+                self.message = f"measuring the pass: {size} rows per batch"
+                row = {ROWS: size, **self._bench.rows(size)}
+                self.row_cells = [*(c for c in self.row_cells if c[ROWS] != size), row]
+                self.best_rows = min(self.row_cells, key=lambda c: c["ns_per_event"])
+            self.message = "stopped" if self._stop.is_set() else "measured"
+        except Exception as error:
+            self.message = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self.busy = False
+            if self.cells:
+                self._place.fill(self._still())
+
+    def _mark(self, auto: dict[str, Any]) -> None:
+        """Mark what "auto" takes, and measure it as well."""
+        self.axes = {**self.axes, **{n: sorted({*self.axes[n], auto[n]}) for n in SIZES}}
+        self.auto = auto
+
+    def table(self) -> pd.DataFrame:
+        """The settings measured so far, the fastest first: both sizes, ns_per_eval, spread, bytes."""
+        import pandas as pd
+
+        columns = [*SIZES, "ns_per_eval", "spread", "bytes"]
+        return pd.DataFrame(self.cells, columns=columns).sort_values("ns_per_eval", ignore_index=True)
+
+    # ---------------------------------------------------------------------------- applying
+
+    def apply(self, **sizes: int | str) -> Any:
+        """Set sizes on the probe; returns the probe.
+
+        Parameters
+        ----------
+        **sizes : int or "auto"
+            class_slab_size, latent_block_size, row_batch_size; those left out stay.
+        """
+        self.probe.set_params(**sizes)
+        self.message = "applied: " + ", ".join(f"{k}={v}" for k, v in sizes.items())
+        return self.probe
+
+    def apply_best(self) -> Any:
+        """Set the fastest measured setting on the probe; returns the probe.
+
+        Raises
+        ------
+        RuntimeError
+            If nothing is measured yet.
+        """
+        if self.best is None:
+            raise RuntimeError("nothing measured yet: press Measure, or call measure()")
+        rows = {} if self.best_rows is None else {ROWS: self.best_rows[ROWS]}
+        return self.apply(**{name: self.best[name] for name in SIZES}, **rows)
+
+    # ----------------------------------------------------------------------------- showing
+
+    def _on_message(self, _: Any, content: dict[str, Any], __: Any) -> None:
+        do = content.get("do")
+        try:
+            if do == "measure":
+                self.start()
+            elif do == "stop":
+                self.stop()
+            elif do == "apply_best":
+                self.apply_best()
+            elif do == "apply":
+                self.apply(**{k: v for k, v in content["sizes"].items() if k in (*SIZES, ROWS)})
+        except (RuntimeError, ValueError) as error:
+            self.message = str(error)
+
+    def _still(self) -> str:
+        best, rows = self.best or {}, self.best_rows or {}
+        values = [[n, f"{best[n]:,}"] for n in SIZES]
+        values += [[ROWS, str(rows.get(ROWS, "not measured"))]]
+        values += [["ns per evaluation", f"{best['ns_per_eval']:.3g}"]]
+        picture = plots.png(plots.tuning_figure(self.cells, self.auto))
+        return still_html(self.uid, "Slab tuner", "the best of what was measured", picture, values)
+
+    def _ipython_display_(self) -> None:
+        if not in_notebook():
+            raise NotImplementedError  # IPython then falls back on the text
+        from IPython.display import display
+
+        data = {**self._repr_mimebundle_()[0], "text/html": "", "text/plain": "Slab tuner"}
+        display(data, raw=True)
+        self._place.show(lambda: bool(self.cells) and not self.busy)
+
+    def __repr__(self) -> str:
+        return f"<SlabTuner {len(self.cells)} settings measured>"
+
+
+def _powers(n_rows: int) -> list[int]:
+    """Row batches: powers of four from 4,096 up to the rows there are."""
+    return [4**k for k in range(6, 16) if 4**k < n_rows]
+
+
+def _axis(given: Sequence[int] | None, most: int, name: str) -> list[int]:
+    """Sizes to measure: by default powers of four up to `most`, and `most`."""
+    if given is None:
+        return [*(4**k for k in range(1, 12) if 4**k < most), most]
+    sizes = sorted({int(s) for s in given})
+    if not sizes or sizes[0] < 1:
+        raise ValueError(f"SlabTuner: {name} must be positive integers, got {list(given)}")
+    return sizes
