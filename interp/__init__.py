@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from interp.lens.concepts import ConceptPack
     from interp.lens.library import Lenses
     from interp.lens.train import train_lenses
-    from interp.probe.fit import Sparse1DProbe
+    from interp.probe.estimator import Sparse1DProbe
     from interp.probe.summary import LatentSummary
     from interp.sae import SAE
 
@@ -41,7 +41,7 @@ _HOME = {
     "Lenses": "interp.lens.library",
     "Prompts": "interp.capture.prompts",
     "SAE": "interp.sae",
-    "Sparse1DProbe": "interp.probe.fit",
+    "Sparse1DProbe": "interp.probe.estimator",
     "TraitVectors": "interp.capture.traits",
     "capture": "interp.capture.record",
     "load_model": "interp.capture.model",

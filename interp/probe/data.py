@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["Shard", "check_shard", "load_csr", "load_labels", "shards"]
+__all__ = ["Shard", "check_shard", "columns", "latent_blocks", "load_csr", "load_labels", "shards"]
 
 
 class Shard(NamedTuple):
@@ -188,6 +190,81 @@ def can_iterate_again(x: Any) -> bool:
     return not isinstance(x, Iterator)
 
 
+def columns(
+    x: Any,
+    y: Any,
+    *,
+    n_latents: int,
+    n_classes: int | None = None,
+    latents: np.ndarray | None = None,
+    n_events: int = 1 << 21,
+) -> Iterator[tuple[int, sp.csc_array, Any]]:
+    """The same data the other way round: a few latents at a time, with all their events.
+
+    Parameters
+    ----------
+    x, y
+        As for `shards`. Shards that can be read again are read once per 2²⁶ events, so that no more than
+        that is ever held; a generator is read once and held whole.
+    n_latents : int
+        Columns that `x` must have.
+    latents : ndarray of int, optional
+        Only these columns; positions below then refer to this list.
+    n_events : int
+        About how many events to yield at a time.
+
+    Yields
+    ------
+    first : int
+        Position of the first latent of the block.
+    block : csc_array, shape [n_rows, n_in_block]
+    labels : ndarray of int32, shape [n_rows], or csr_array, shape [n_rows, n_classes]
+    """
+    wanted = np.arange(n_latents) if latents is None else np.asarray(latents)
+    if len(wanted) == 0:
+        return
+    per_pass = len(wanted)
+    if y is None and not can_iterate_again(x):
+        x = list(x)
+    elif y is None:
+        counts = np.zeros(n_latents, np.int64)
+        for shard in shards(x, y, n_classes):
+            same_width(shard, n_latents)
+            counts += np.bincount(shard.x.indices, minlength=n_latents)
+        per_pass = max(1, len(wanted) * (1 << 26) // max(1 << 26, int(counts[wanted].sum())))
+    for start in range(0, len(wanted), per_pass):
+        chosen = wanted[start : start + per_pass]
+        parts, labels = [], []
+        for shard in shards(x, y, n_classes):
+            same_width(shard, n_latents)
+            part = shard.x if len(chosen) == n_latents else shard.x[:, chosen]
+            parts.append(part.tocsc())
+            labels.append(shard.y)
+        many = sp.csc_array(sp.vstack(parts, format="csc")) if len(parts) > 1 else parts[0]
+        y_all = labels[0] if len(labels) == 1 else (_stack_labels(labels))
+        for first, stop in latent_blocks(many.indptr, n_events):
+            yield start + first, many[:, first:stop], y_all
+
+
+def same_width(shard: Shard, n_latents: int) -> None:
+    if shard.x.shape[1] != n_latents:
+        raise ValueError(f"x has {shard.x.shape[1]} latents (columns), the probe has {n_latents}")
+
+
+def _stack_labels(labels: list[Any]) -> Any:
+    return sp.csr_array(sp.vstack(labels)) if sp.issparse(labels[0]) else np.concatenate(labels)
+
+
+def latent_blocks(indptr: np.ndarray, n_events: int) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of latents that hold about `n_events` events each."""
+    start, last = 0, len(indptr) - 1
+    while start < last:
+        stop = int(np.searchsorted(indptr, int(indptr[start]) + n_events, side="right")) - 1
+        stop = min(max(stop, start + 1), last)
+        yield start, stop
+        start = stop
+
+
 # ------------------------------------------------------------------------------- interchange
 
 
@@ -234,13 +311,47 @@ def load_labels(path: str | os.PathLike[str], n_rows: int | None = None) -> np.n
 
 def write_metrics_npz(path: str | os.PathLike[str], **arrays: np.ndarray) -> Path:
     """Write ``probe1d_metrics.npz`` (loss, weights, biases, tp, fp, tn, fn), whole or not at all."""
+    with written_whole(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    return Path(path)
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; renamed to `path` when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(partial, "wb") as file:
-            np.savez(file, **arrays)
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return path
+
+
+def read_safetensors(
+    path: str | os.PathLike[str], format: str, version: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Description and arrays of one of the package's own files.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If it is damaged, or of another kind or version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no file at {path}: expected one written as {format}")
+    try:
+        with safe_open(path, framework="np") as file:
+            meta = json.loads((file.metadata() or {}).get("interp", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    found = meta.get("format"), meta.get("version")
+    if found != (format, version):
+        raise ValueError(f"{path} holds {found[0]!r} version {found[1]!r}, expected {format!r} {version}")
+    return meta, tensors

@@ -9,15 +9,14 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from interp.probe import data
 from interp.probe.data import can_iterate_again, shards
-from interp.probe.nodes import Nodes, tuned_block_elements
+from interp.probe.nodes import Nodes
+from interp.probe.sizes import tuned_block_elements
 from interp.probe.slab import Problem, Rules, Slab
 from interp.probe.summary import LatentSummary
 
-__all__ = ["Certificate", "exact_gradient", "latent_values", "make_problem", "polish_pairs"]
-
-#: Raw events taken up at a time (40 bytes each).
-_GROUP = 1 << 21
+__all__ = ["Certificate", "exact_gradient", "make_problem", "polish_pairs"]
 
 
 class Certificate(NamedTuple):
@@ -74,24 +73,6 @@ def rms(moments: np.ndarray) -> np.ndarray:
     return np.sqrt(np.where(moments[:, 0] > 0, moments[:, 2], 1.0) / np.maximum(moments[:, 0], 1.0))
 
 
-def latent_values(x: Any, y: Any, latents: np.ndarray) -> Iterator[tuple[np.ndarray, sp.csc_array]]:
-    """The raw values of some latents, a group of about two million events at a time.
-
-    Yields
-    ------
-    (members, columns)
-        Positions in `latents`, and their values as a CSC matrix [n_rows, len(members)].
-    """
-    parts = [shard.x[:, latents].tocsc() for shard in shards(x, y)]
-    columns = parts[0] if len(parts) == 1 else sp.csc_array(sp.vstack(parts, format="csc"))
-    start, indptr = 0, columns.indptr
-    while start < len(latents):
-        stop = int(np.searchsorted(indptr, int(indptr[start]) + _GROUP, side="right")) - 1
-        stop = min(max(stop, start + 1), len(latents))
-        yield np.arange(start, stop), columns[:, start:stop]
-        start = stop
-
-
 def _raw_nodes(columns: sp.csc_array, q: np.ndarray, device: torch.device) -> Nodes:
     values = columns.data.astype(np.float64)
     return Nodes(columns.indptr.astype(np.int64), values, None, q, device=device, dtype=torch.float64)
@@ -106,7 +87,7 @@ def polish_pairs(
     intercept: np.ndarray,
     rules: Rules,
     device: torch.device,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, Slab, torch.Tensor]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, Slab]]:
     """Finish pairs on the raw events, from where the quadrature rule left them.
 
     The same LM as everywhere, with one node of weight 1 per event.
@@ -118,14 +99,13 @@ def polish_pairs(
 
     Yields
     ------
-    (latents, classes, chosen, slab, at)
-        The members of a group, a mask [len(latents), len(classes)] of its pairs, their finished slab, and
-        the numbers of those pairs in the slab.
+    (latents, classes, chosen, slab)
+        The members of a group, a mask [len(latents), len(classes)] of its pairs, and their finished slab.
     """
     latents = np.flatnonzero(pairs.any(axis=1))
     block_elements, _ = tuned_block_elements(device, torch.float64)
-    for members, columns in latent_values(x, y, latents):
-        group = latents[members]
+    for first, columns, _ in data.columns(x, y, n_latents=len(pairs), latents=latents):
+        group = latents[first : first + columns.shape[1]]
         chosen_all = pairs[group]
         classes = np.flatnonzero(chosen_all.any(axis=0))
         problem = make_problem(summary, group, device=device, dtype=torch.float64)
@@ -146,7 +126,7 @@ def polish_pairs(
         )
         while not slab.done:
             slab.iterate()
-        yield group, classes, chosen, slab, torch.from_numpy(np.flatnonzero(chosen.reshape(-1))).to(device)
+        yield group, classes, chosen, slab
 
 
 def exact_gradient(
@@ -187,8 +167,8 @@ def exact_gradient(
     grad_b, grad_w, scaled = (np.zeros(coef.shape) for _ in range(3))
     block_elements, _ = tuned_block_elements(device, torch.float64)
     rules = Rules(0, 0.0, ridge, 0.0, 0.0, 0.0, 0.0, 0)
-    for members, columns in latent_values(x, y, latents):
-        group = latents[members]
+    for first, columns, _ in data.columns(x, y, n_latents=n_latents, latents=latents):
+        group = latents[first : first + columns.shape[1]]
         problem = make_problem(summary, group, device=device, dtype=torch.float64)
         nodes = _raw_nodes(columns, problem.q.cpu().numpy(), device)
         start = (

@@ -7,17 +7,14 @@ a bucket, padded with weight 0.
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Bucket", "Layout", "Nodes", "evaluation_cost", "tuned_block_elements"]
+__all__ = ["Bucket", "Layout", "Nodes"]
 
 #: Latents of a bucket have node counts within this ratio: at most 11 % of a bucket is padding.
 _BUCKET_RATIO = 1.125
@@ -116,6 +113,11 @@ class Nodes:
 
     def _tensor(self, a: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(a)).to(device=self.device, dtype=self.dtype)
+
+    @property
+    def per_row(self) -> float:
+        """Mean number of nodes of a row, at least 1."""
+        return max(1.0, self.n_nodes / max(1, self.n_rows))
 
     @property
     def nbytes(self) -> int:
@@ -226,7 +228,8 @@ class Layout:
     def rule_errors(self, b: Tensor, w: Tensor, out: Tensor) -> None:
         r"""Bounds on the error of the 2-point rule in n·∂L/∂b and n·∂L/∂w̃, into ``out[n_pairs, 2]``.
 
-        For a bin of half-width h and m values, the rule's error on f is at most m h⁴ max|f''''| / 96 (the
+        The first also bounds the error in n·L, whose fourth derivative is w⁴σ'''. For a bin of half-width h
+        and m values, the rule's error on f is at most m h⁴ max|f''''| / 96 (the
         square of the rule's node polynomial is the smallest of its degree in the mean, and the
         Chebyshev polynomial's is h⁴/4). With f = σ(z): f'''' = w⁴σ''''; with f = xσ(z): x w⁴σ'''' + 4w³σ'''.
         Both |σ'''| and |σ''''| are at most σ', and within the bin σ' is at most e^{2|w|h} times its
@@ -247,47 +250,3 @@ class Layout:
             over_b = slope**4 * sums[..., 0]
             over_w = slope**4 * sums[..., 1] + 4.0 * slope**3 * sums[..., 0]
             out[pairs] = torch.stack((over_b, over_w), dim=-1).to(out.dtype)
-
-
-# -------------------------------------------------------------------------------- block sizes
-
-
-def evaluation_cost(
-    block_elements: int, *, n_nodes: int, n_classes: int, device: torch.device, dtype: torch.dtype
-) -> float:
-    """Nanoseconds per (node, pair) evaluation at a block size, on made-up nodes: best of three."""
-    rows = max(1, block_elements // (n_nodes * n_classes))
-    total = rows * n_nodes * n_classes
-    x = np.linspace(0.1, 3.0, n_nodes * rows)
-    nodes = Nodes(
-        np.arange(rows + 1) * n_nodes, x, np.ones_like(x), np.ones(rows), device=device, dtype=dtype
-    )
-    active = torch.ones(rows, n_classes, dtype=torch.bool, device=device)
-    layout = nodes.layout(active, max(block_elements, total))
-    b = torch.zeros(rows * n_classes, dtype=dtype, device=device)
-    out = torch.zeros(rows * n_classes, 5, dtype=dtype, device=device)
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        layout.sums(b, b, out)
-        if device.type != "cpu":
-            out[0, 0].item()  # wait for the device
-        best = min(best, time.perf_counter() - start)
-    return best / total * 1e9
-
-
-@cache
-def _tuned(device: str, dtype: torch.dtype, n_threads: int) -> tuple[int, float]:
-    sizes = [1 << k for k in ((14, 15, 16, 17, 18, 19) if device == "cpu" else (18, 20, 22, 24))]
-    where = torch.device(device)
-    costs = {s: evaluation_cost(s, n_nodes=256, n_classes=16, device=where, dtype=dtype) for s in sizes}
-    best = min(costs, key=lambda s: costs[s])
-    return best, costs[best]
-
-
-def tuned_block_elements(device: torch.device, dtype: torch.dtype) -> tuple[int, float]:
-    """The fastest working set on this machine and its cost: (elements, ns per evaluation).
-
-    Measured once per process, in a tenth of a second on two cores.
-    """
-    return _tuned(str(device), dtype, torch.get_num_threads() if device.type == "cpu" else os.getpid())

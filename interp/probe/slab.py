@@ -129,10 +129,10 @@ class Slab:
         self.device, self.dtype = problem.moments.device, problem.moments.dtype
 
         row = torch.arange(nodes.n_rows, device=self.device).repeat_interleave(len(classes))
-        self._row = row
+        self.row = row
         self._prior = problem.prior()[classes].repeat(nodes.n_rows)
         self._count = problem.class_counts[classes].to(self.dtype).repeat(nodes.n_rows)
-        self._sum = problem.label_sums[:, classes].reshape(-1)
+        self.label_sum = problem.label_sums[:, classes].reshape(-1)
         self._sums = torch.zeros(n_pairs, 5, device=self.device, dtype=self.dtype)
 
         self.iteration = 0
@@ -187,7 +187,7 @@ class Slab:
             self.lam[at],
             self._retries[at],
         )
-        row = self._row[at]
+        row = self.row[at]
         x_low, x_high = self.problem.x_low[row], self.problem.x_high[row]
         theta = torch.stack((b, w))
         step = lm.propose(theta, g, h, lam, x_low, x_high, rules.delta_logit)
@@ -243,7 +243,7 @@ class Slab:
 
     def _derivatives(self, at: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient [2, ·] and Hessian [3, ·] from the sums over the non-zeros (equation in `lm`)."""
-        row = self._row[at]
+        row = self.row[at]
         n, ridge, n_zero = self.problem.n, self.rules.ridge, self.problem.n_zero[row]
         over_q2 = ridge / self.problem.q[row] ** 2
         s = self._sums[at]
@@ -251,7 +251,7 @@ class Slab:
         g = torch.stack(
             (
                 (s[:, 0] + n_zero * p - self._count[at]) / n + ridge * (b - self._prior[at]),
-                (s[:, 1] - self._sum[at]) / n + over_q2 * w,
+                (s[:, 1] - self.label_sum[at]) / n + over_q2 * w,
             )
         )
         h = torch.stack(
@@ -297,8 +297,8 @@ class Slab:
         self.nodes.layout(chosen.view(self.shape), self.block_elements).losses(self.b, self.w, over_events)
         at = torch.arange(len(self.b), device=self.device) if at is None else at
         b, w = self.b[at], self.w[at]
-        zeros = self.problem.n_zero[self._row[at]] * torch.nn.functional.softplus(b, threshold=60.0)
-        return (over_events[at] + zeros - b * self._count[at] - w * self._sum[at]) / self.problem.n
+        zeros = self.problem.n_zero[self.row[at]] * torch.nn.functional.softplus(b, threshold=60.0)
+        return (over_events[at] + zeros - b * self._count[at] - w * self.label_sum[at]) / self.problem.n
 
     def inexact(self) -> Tensor:
         """Pairs for which the 2-point rule may not be exact enough; bool [n_pairs].
@@ -309,7 +309,7 @@ class Slab:
         """
         if any(bucket.e is None for bucket in self.nodes.buckets):
             return torch.zeros(len(self.b), dtype=torch.bool, device=self.device)  # raw events: no rule
-        row = self._row
+        row = self.row
         top = torch.maximum(self.problem.x_low[row].abs(), self.problem.x_high[row].abs())
         w = self.w.abs()
         crude = top**2 * self.h[2] * torch.exp((w * top / 16.0).clamp(max=300.0)) / (32.0**4 * 96.0)

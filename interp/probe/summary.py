@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from interp.probe.data import Shard, check_shard
+from interp.probe.data import Shard, check_shard, latent_blocks, read_safetensors, written_whole
 
 __all__ = ["LatentSummary", "NodeBlock"]
 
@@ -32,7 +32,7 @@ _LOWEST = _PER_OCTAVE
 _CHUNK = 1 << 17
 #: Below this variance (in squared bin widths) a bin is one point: what differs is rounding.
 _FLAT = 1e-12
-_VERSION = 1
+_FORMAT, _VERSION = "interp.LatentSummary", 1
 
 
 class NodeBlock(NamedTuple):
@@ -239,7 +239,7 @@ class LatentSummary:
         self.n_events += np.diff(x.indptr)
         self.class_counts += np.bincount(y.indices if multi_label else y, minlength=self.n_classes)
         signed = self._bins[-1].table.shape[2] > 0
-        for start, stop in _latent_blocks(x.indptr, _CHUNK):
+        for start, stop in latent_blocks(x.indptr, _CHUNK):
             begin, end = int(x.indptr[start]), int(x.indptr[stop])
             indptr, values = x.indptr[start : stop + 1] - begin, x.data[begin:end]
             rows = x.indices[begin:end]
@@ -346,7 +346,7 @@ class LatentSummary:
             "label_sums": self.label_sums,
         }
         meta = {
-            "format": "interp.LatentSummary",
+            "format": _FORMAT,
             "version": _VERSION,
             "n_rows": self.n_rows,
             "fixed_classes": self._fixed_classes,
@@ -357,15 +357,9 @@ class LatentSummary:
             tensors[f"{name}.latent"] = latent.astype(np.int32)
             tensors[f"{name}.key"] = (key + bins.low).astype(np.int32)
             tensors[f"{name}.moments"] = np.ascontiguousarray(bins.table[latent, :, key])
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
+        with written_whole(path) as partial:
             save_file(tensors, partial, metadata={"interp": json.dumps(meta)})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        return path
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LatentSummary:
@@ -373,27 +367,10 @@ class LatentSummary:
 
         Raises
         ------
-        FileNotFoundError
-            If there is none.
-        ValueError
-            If it is damaged or something else.
+        FileNotFoundError, ValueError
+            If the file is missing, damaged, or of another kind or version.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        if not path.exists():
-            raise FileNotFoundError(f"no summary at {path}")
-        try:
-            with safe_open(path, framework="np") as file:
-                meta = json.loads((file.metadata() or {}).get("interp", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{path} is damaged or no summary file: {error}") from error
-        if meta.get("format") != "interp.LatentSummary" or meta.get("version") != _VERSION:
-            raise ValueError(
-                f"{path} holds {meta.get('format')!r} version {meta.get('version')!r}, "
-                f"expected 'interp.LatentSummary' version {_VERSION}"
-            )
+        meta, tensors = read_safetensors(path, _FORMAT, _VERSION)
         if meta["mantissa_bits"] != _MANTISSA_BITS:
             raise ValueError(f"{path} has 2^{meta['mantissa_bits']} bins per octave, expected {_PER_OCTAVE}")
         summary = cls(len(tensors["n_events"]), meta["fixed_classes"])
@@ -406,7 +383,7 @@ class LatentSummary:
             if len(key):
                 bins.cover(int(key.min()), int(key.max()))
                 bins.table[tensors[f"{name}.latent"], :, key - bins.low] = tensors[f"{name}.moments"]
-        summary._check_sums(path)
+        summary._check_sums(Path(path))
         return summary
 
     def _check_sums(self, path: Path) -> None:
@@ -443,16 +420,6 @@ def _gauss(bins: _Bins, sign: int, start: int, stop: int) -> tuple[np.ndarray, .
     both = [np.concatenate(p) for p in zip(*out, strict=True)]
     real = both[2] > 0  # the second node of a flat bin has no weight
     return tuple(p[real] for p in both)
-
-
-def _latent_blocks(indptr: np.ndarray, n_events: int) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges of latents that hold about `n_events` events each."""
-    start, last = 0, len(indptr) - 1
-    while start < last:
-        stop = int(np.searchsorted(indptr, int(indptr[start]) + n_events, side="right")) - 1
-        stop = min(max(stop, start + 1), last)
-        yield start, stop
-        start = stop
 
 
 def _row_batches(shard: Shard, rows: int | None) -> Iterator[Shard]:

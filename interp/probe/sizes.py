@@ -1,0 +1,195 @@
+"""How much to take at a time: measured on the machine, because that decides a factor of ten."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from interp.probe.data import shards
+from interp.probe.nodes import Nodes
+from interp.probe.summary import LatentSummary
+
+__all__ = ["auto_sizes", "measure_blocks", "measure_row_batches", "tuned_block_elements"]
+
+#: An automatic class slab aims at iterations of this length, so that a stop is prompt and a picture moves.
+_ITERATION_SECONDS = 0.1
+#: … and at no fewer slabs than this, where there are enough classes.
+_MIN_SLABS = 8
+
+
+def evaluation_seconds(nodes: Nodes, n_classes: int, block_elements: int, repeats: int) -> np.ndarray:
+    """Seconds of `repeats` evaluations of all pairs of a node set, after one to warm up."""
+    active = torch.ones(nodes.n_rows, n_classes, dtype=torch.bool, device=nodes.device)
+    layout = nodes.layout(active, block_elements)
+    state = torch.float32 if nodes.device.type == "mps" else torch.float64
+    b = torch.zeros(active.numel(), dtype=state, device=nodes.device)
+    out = torch.zeros(active.numel(), 5, dtype=state, device=nodes.device)
+    seconds = np.zeros(repeats + 1)
+    for k in range(repeats + 1):
+        start = time.perf_counter()
+        layout.sums(b, b, out)
+        if nodes.device.type != "cpu":
+            out[0, 0].item()  # wait for the device
+        seconds[k] = time.perf_counter() - start
+    return seconds[1:]
+
+
+@cache
+def _tuned(device: str, dtype: torch.dtype, n_threads: int) -> tuple[int, float]:
+    del n_threads  # part of the key only: another number of threads is another measurement
+    where = torch.device(device)
+    sizes = [1 << k for k in ((14, 15, 16, 17, 18, 19) if where.type == "cpu" else (18, 20, 22, 24))]
+    n_nodes, n_classes = 256, 16
+    costs = {}
+    for size in sizes:
+        rows = max(1, size // (n_nodes * n_classes))
+        x = np.linspace(0.1, 3.0, n_nodes * rows)
+        made_up = Nodes(
+            np.arange(rows + 1) * n_nodes, x, np.ones_like(x), np.ones(rows), device=where, dtype=dtype
+        )
+        seconds = evaluation_seconds(made_up, n_classes, size, repeats=3)
+        costs[size] = seconds.min() / (rows * n_nodes * n_classes) * 1e9
+    best = min(costs, key=lambda s: costs[s])
+    return best, float(costs[best])
+
+
+def tuned_block_elements(device: torch.device, dtype: torch.dtype) -> tuple[int, float]:
+    """The fastest working set on this machine and its cost: (elements, ns per evaluation).
+
+    Measured once per process, in a twentieth of a second on two cores.
+    """
+    return _tuned(str(device), dtype, torch.get_num_threads() if device.type == "cpu" else os.getpid())
+
+
+def auto_sizes(
+    nodes: Nodes, n_classes: int, class_slab_size: int | str = "auto", latent_block_size: int | str = "auto"
+) -> tuple[int, int]:
+    """Classes per slab and latents per block, where they are "auto".
+
+    A slab is as wide as an iteration of a tenth of a second allows (a stop takes effect between
+    iterations), but the classes make at least eight slabs. A block has as many latents as make the
+    working set that was measured to be the fastest.
+    """
+    elements, ns = tuned_block_elements(nodes.device, nodes.dtype)
+    slab = class_slab_size
+    if slab == "auto":
+        seconds_per_class = max(1, nodes.n_nodes) * ns * 1e-9
+        slab = min(max(1, int(_ITERATION_SECONDS / seconds_per_class)), -(-n_classes // _MIN_SLABS))
+        slab = -(-n_classes // -(-n_classes // slab))  # slabs of equal size
+    slab = min(int(slab), n_classes)
+    block = latent_block_size
+    if block == "auto":
+        block = max(1, round(elements / (nodes.per_row * slab)))
+    return slab, int(block)
+
+
+def measure_blocks(
+    x: Any,
+    y: Any = None,
+    *,
+    class_slab_sizes: Sequence[int],
+    latent_block_sizes: Sequence[int],
+    repeats: int = 5,
+    max_latents: int = 256,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float64,
+) -> list[dict[str, float]]:
+    """Nanoseconds per (node, pair) evaluation for each setting, on your own data.
+
+    Parameters
+    ----------
+    x, y
+        As in `Sparse1DProbe.fit`; or a `LatentSummary` as `x`, with no `y`.
+    class_slab_sizes, latent_block_sizes : sequence of int
+        The grid.
+    repeats : int
+        Evaluations per setting, after one to warm up.
+    max_latents : int
+        At most this many latents are used, evenly spaced.
+
+    Returns
+    -------
+    list of dict
+        ``class_slab_size, latent_block_size, ns_per_eval`` (median), ``ns_low, ns_high`` (quartiles) and
+        ``bytes``, the working memory of the setting.
+    """
+    summary = _summary(x, y)
+    device = torch.device(device)
+    alive = np.flatnonzero(summary.n_events > 0)
+    chosen = alive[:: max(1, len(alive) // max_latents)][:max_latents]
+    blocks = [summary.nodes(l, l + 1) for l in chosen]
+    counts = [len(b.x) for b in blocks]
+    nodes = Nodes(
+        np.concatenate([[0], np.cumsum(counts)]),
+        np.concatenate([b.x for b in blocks]),
+        np.concatenate([b.m for b in blocks]),
+        np.ones(len(chosen)),
+        device=device,
+        dtype=dtype,
+    )
+    out = []
+    for slab in class_slab_sizes:
+        slab = min(int(slab), summary.n_classes)
+        for block in latent_block_sizes:
+            elements = max(1, int(block * slab * nodes.per_row))
+            ns = evaluation_seconds(nodes, slab, elements, repeats) / (nodes.n_nodes * slab) * 1e9
+            low, middle, high = np.quantile(ns, (0.25, 0.5, 0.75))
+            out.append(
+                {
+                    "class_slab_size": slab,
+                    "latent_block_size": int(block),
+                    "ns_per_eval": float(middle),
+                    "ns_low": float(low),
+                    "ns_high": float(high),
+                    "bytes": 2 * elements * dtype.itemsize + 25 * 8 * summary.n_latents * slab,
+                }
+            )
+    return out
+
+
+def measure_row_batches(
+    x: Any, y: Any, *, row_batch_sizes: Sequence[int], repeats: int = 3
+) -> list[dict[str, float]]:
+    """Nanoseconds per event of the summary pass for each `row_batch_size`, on your own data.
+
+    Returns
+    -------
+    list of dict
+        ``row_batch_size, ns_per_event`` (median), ``ns_low, ns_high`` (quartiles), ``bytes`` at work.
+    """
+    checked = list(shards(x, y))
+    n_events = sum(s.x.nnz for s in checked)
+    per_row = n_events / max(1, sum(s.n_rows for s in checked))
+    out = []
+    for rows in row_batch_sizes:
+        ns = np.zeros(repeats)
+        for k in range(repeats):
+            summary = LatentSummary(checked[0].x.shape[1])
+            start = time.perf_counter()
+            summary.add_shards(checked, row_batch_size=int(rows))
+            ns[k] = (time.perf_counter() - start) / max(1, n_events) * 1e9
+        low, middle, high = np.quantile(ns, (0.25, 0.5, 0.75))
+        size = int(2 * 8 * per_row * rows)
+        out.append(
+            {
+                "row_batch_size": int(rows),
+                "ns_per_event": float(middle),
+                "ns_low": float(low),
+                "ns_high": float(high),
+                "bytes": size,
+            }
+        )
+    return out
+
+
+def _summary(x: Any, y: Any) -> LatentSummary:
+    if isinstance(x, LatentSummary):
+        return x
+    checked = list(shards(x, y))
+    return LatentSummary(checked[0].x.shape[1]).add_shards(checked)
