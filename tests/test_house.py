@@ -203,7 +203,7 @@ ARROWS = {
 LAZY_ARROWS = {
     "capture": {"interp.tiny"},  # load_model("tiny")
     "lens": {"interp.tiny"},  # ConceptPack.load("tiny")
-    "live": {"interp.capture.record", "interp.lens.train", "interp.probe.fit"},  # the jobs it starts
+    "live": {"interp.capture.record", "interp.lens.train", "interp.probe.fit", "interp.probe.estimator"},  # the jobs it starts
 }
 
 
