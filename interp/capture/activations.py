@@ -352,11 +352,26 @@ class Activations:
         meta, shards = open_folder(folder, verify=verify)
         return cls(meta, shards, Path(folder))
 
-    def to_json(self, path: str | os.PathLike[str], *, digits: int = 5) -> Path:
+    def to_json(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        prompts: Sequence[int | str] | None = None,
+        digits: int = 5,
+    ) -> Path:
         """Write a small file for viewers: tokens, phase and projections of every prompt.
 
         The file holds ``{"model", "sites", "prompts": [{"id", "tokens", "n_prompt", "projections":
-        {vector: {site: [one number per token]}}}]}``; numbers have `digits` significant digits.
+        {vector: {site: [one number per token]}}}]}``.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+        prompts : sequence of int or str, optional
+            Which prompts, by place or id; all by default.
+        digits : int
+            Significant digits.
 
         Raises
         ------
@@ -370,19 +385,26 @@ class Activations:
         if not self.projected:
             raise ValueError("nothing to export: the capture had no vectors to project on")
         values = {site: self.projection(site).numpy() for site in self.projected}
-        prompts = []
-        for i, id in enumerate(self.prompt_ids):
+        exported = []
+        for i in map(self._find, range(self.n_prompts) if prompts is None else prompts):
             a, b = int(self.offsets[i]), int(self.offsets[i + 1])
             series: dict[str, dict[str, list[float]]] = {}
             for site, names in self.projected.items():
                 for j, name in enumerate(names):
                     series.setdefault(name, {})[site] = [_short(v, digits) for v in values[site][a:b, j]]
             n_prompt = b - a - int(self.phase[a:b].sum())
-            prompts.append({"id": id, "tokens": self.tokens(i), "n_prompt": n_prompt, "projections": series})
+            exported.append(
+                {
+                    "id": self.prompt_ids[i],
+                    "tokens": self.tokens(i),
+                    "n_prompt": n_prompt,
+                    "projections": series,
+                }
+            )
         content: Mapping[str, Any] = {
             "model": self.meta["model"],
             "sites": list(self.projected),
-            "prompts": prompts,
+            "prompts": exported,
         }
         return write_text(path, json.dumps(content, ensure_ascii=False, allow_nan=False), exist_ok=False)
 

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -353,7 +354,10 @@ def load_model(
     if device_map is not None:
         _need_accelerate()
         extra["device_map"] = device_map
-    hf = auto.from_pretrained(where, revision=revision, dtype=dtype, attn_implementation=attention, **extra)
+    with _quiet():
+        hf = auto.from_pretrained(
+            where, revision=revision, dtype=dtype, attn_implementation=attention, **extra
+        )
     if device_map is None:
         hf.to(device)
     model = wrap(hf, _load_tokenizer(where, revision), name=name, revision=revision or "")
@@ -456,6 +460,21 @@ def _load_tokenizer(where: str, revision: str | None) -> Any:
         return AutoTokenizer.from_pretrained(where, revision=revision)
     except (OSError, ValueError, TypeError, KeyError):
         return None  # prompts given as token ids still work, and text says what is missing
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bar of transformers where nobody watches a terminal."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if sys.stderr is None or not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _need_accelerate() -> None:
