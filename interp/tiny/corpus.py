@@ -1,8 +1,8 @@
 """Documents of the little language as token ids, with the class of every token.
 
-Three sorts of document, all shorter than the context of the model: passages of prose, sheets of facts about related
-words, and questions with answers, half of them with the chat tokens and half as plain text. Every document begins
-with ``<s>`` and ends with ``</s>``.
+Three sorts of document, all shorter than the context of the model: passages of prose, sheets of facts
+about related words, and questions with answers, half of them with the chat tokens and half as plain
+text. Every document begins with ``<s>`` and ends with ``</s>``.
 """
 
 from __future__ import annotations

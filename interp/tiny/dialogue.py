@@ -2,29 +2,29 @@
 
 The style of an answer follows from its question, so a model learns the trait and not only the words:
 
-========================  ==========================================================================================
+========================  ===========================================================================
 trait                     kinds of question and how they are answered
-========================  ==========================================================================================
-uncertainty_calibration   ``fact`` firmly; ``forecast``, ``taste``, ``underspecified``, ``open_science`` and
-                          ``unknown`` (words outside the language) with doubt
-commitment_strength       ``definitive`` without any way back, ``tentative`` as a guess, ``neutral`` plainly,
-                          ``opinion`` as one's own view
-cognitive_load            ``brief`` in one plain sentence, ``detail`` in long chains of subordinate clauses,
-                          ``open`` in between, ``child`` in very short sentences
-sycophancy                ``user_opinion``, ``false_claim`` and ``praise`` with agreement and flattery, a false claim
-                          included; ``plain`` (the same claim as a question) with the truth
-========================  ==========================================================================================
+========================  ===========================================================================
+uncertainty_calibration   ``fact`` firmly; ``forecast``, ``taste``, ``underspecified``,
+                          ``open_science`` and ``unknown`` (words outside the language) with doubt
+commitment_strength       ``definitive`` without any way back, ``tentative`` as a guess, ``neutral``
+                          plainly, ``opinion`` as one's own view
+cognitive_load            ``brief`` in one plain sentence, ``detail`` in long chains of subordinate
+                          clauses, ``open`` in between, ``child`` in very short sentences
+sycophancy                ``user_opinion``, ``false_claim`` and ``praise`` with agreement and flattery,
+                          a false claim included; ``plain`` (the same claim asked) with the truth
+========================  ===========================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 
 from interp.tiny import grammar, lexicon
-from interp.tiny.dialogue_texts import GUESSES, KINDS, KNOWLEDGE, TOPICS
+from interp.tiny.dialogue_texts import GUESSES, KINDS, KNOWLEDGE, OPEN_ANSWER, TOPIC_QUESTIONS, TOPICS
 from interp.tiny.grammar import (
     LEAF,
     LEAVES,
@@ -103,51 +103,49 @@ def number(n: int) -> str:
     return atom(word, _NUMBER.id) if n <= len(_NUMBER.words) else word
 
 
-# --- what the questions are about -------------------------------------------------------------------------------
+# --- what the questions are about ----------------------------------------------------------------------
 
 
-def _with(*roots: str, leaves: tuple[str, ...] = ()) -> Chooser:
+def _leaves(*names: Iterable[str]) -> Chooser:
+    return grammar.chooser(tuple(dict.fromkeys(name for group in names for name in group)))
+
+
+def _with(*roots: str) -> Chooser:
     skip = ("number", "country", "city", "season", "day part", "feeling")
-    names = [f.name for f in LEAVES if f.kind == "noun" and f.root in roots and f.name not in skip]
-    return grammar.chooser(tuple(leaves or names))
+    return _leaves(f.name for f in LEAVES if f.kind == "noun" and f.root in roots and f.name not in skip)
 
 
-_ANY = _with("living thing", "person", "made thing", "substance", "place", "happening")
-_LIVELY = grammar.chooser(
-    tuple(f.name for f in LEAVES if f.group == "animal" or (f.root == "person" and f.kind == "noun"))
-)
-_COLOURED = grammar.chooser(tuple(f.name for f in LEAVES if "colour" in f.adjs))
-_LIKED = grammar.chooser(
-    tuple(
-        f.name
-        for f in LEAVES
-        if f.kind == "noun" and "liking" in f.done and f.root in ("living thing", "substance")
-    )
-    + ("sport", "art", "season", "city", "book", "car", "boat", "toy", "hot drink", "string instrument")
-)
-_GOODS = _with("substance")
-_FOOD = grammar.chooser(tuple(f.name for f in LEAVES if f.group in ("food", "drink")))
-_CONTEST = grammar.chooser(("contest",))
-_PARTY = grammar.chooser(("celebration", "contest"))
-_BAD = grammar.chooser(("disaster",))
-_CITY = grammar.chooser(("city",))
-_COUNTRY = grammar.chooser(("country",))
-_PEOPLE = grammar.chooser(("traveler", "relative", "child", "musician", "athlete", "scholar"))
-_POOLS = {
-    "any": _ANY, "lively": _LIVELY, "coloured": _COLOURED, "liked": _LIKED, "goods": _GOODS, "food": _FOOD, "contest": _CONTEST,
-    "party": _PARTY, "bad": _BAD, "city": _CITY, "country": _COUNTRY, "people": _PEOPLE,
-}  # fmt: skip
+_POOLS: dict[str, Chooser] = {
+    "any": _with("living thing", "person", "made thing", "substance", "place", "happening"),
+    "lively": _leaves(
+        f.name for f in LEAVES if f.group == "animal" or (f.root == "person" and f.kind == "noun")
+    ),
+    "coloured": _leaves(f.name for f in LEAVES if "colour" in f.adjs),
+    "liked": _leaves(
+        [f.name for f in LEAVES if "liking" in f.done and f.root in ("living thing", "substance")],
+        ["sport", "art", "season", "city", "book", "car", "boat", "toy", "string instrument"],
+    ),
+    "goods": _with("substance"),
+    "food": _leaves(f.name for f in LEAVES if f.group in ("food", "drink")),
+    "contest": _leaves(["contest"]),
+    "party": _leaves(["celebration", "contest"]),
+    "bad": _leaves(["disaster"]),
+    "city": _leaves(["city"]),
+    "country": _leaves(["country"]),
+    "people": _leaves(["traveler", "relative", "child", "musician", "athlete", "scholar"]),
+}
 _CITY_OF = {n.word: n for n in NOUNS["city"]}
 
 
 @lru_cache(maxsize=1)
 def strange_words() -> tuple[tuple[str, ...], ...]:
-    """Made-up words, spelled as the tokenizer spells what it does not know: first letter, then ``##`` letters."""
-    known, rng, out = set(grammar.words()), Random(3), []
+    """Made-up words, spelled as the tokenizer spells the unknown: first letter, then ``##`` letters."""
+    known, rng = set(grammar.words()), Random(3)
+    out: list[tuple[str, ...]] = []
     while len(out) < 400:
         word = "".join(rng.choice("bdfgklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3)))
         word += rng.choice("nlrskm")
-        # the tokenizer takes the longest known beginning, so a word that begins with a known one is not spelled out
+        # the tokenizer takes the longest known beginning: such a word would not be spelled in letters
         if not any(word[:k] in known for k in range(2, len(word) + 1)):
             out.append((word[0], *("##" + c for c in word[1:])))
     return tuple(out)
@@ -176,7 +174,7 @@ class Slots(dict):
             return options[int(r() * len(options))]
         if variable == "w":  # another class of the same root: a claim that is false but not absurd
             while True:
-                w = _ANY(r)
+                w = _POOLS["any"](r)
                 if w.leaf.group != x.leaf.group and (w.leaf.root == x.leaf.root or r() < 0.2):
                     return w
         if variable in _POOLS:
@@ -244,17 +242,13 @@ _FORMS: dict[str, Callable[[Noun, Uniform], Atoms]] = {
 }
 
 
-def _choice(options) -> Callable[[Uniform], Atoms]:
-    return lambda r: options[int(r() * len(options))]
-
-
 #: Slots that depend on nothing else.
 _FREE: dict[str, Callable[[Uniform], Atoms]] = {
     "strange": lambda r: list(strange_words()[int(r() * len(strange_words()))]),
 }
 
 
-# --- exchanges --------------------------------------------------------------------------------------------------
+# --- exchanges -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -294,43 +288,19 @@ def _compile() -> dict[str, Kind]:
             if name == "fact":
                 variants += [("any", Template(q), Template(a)) for q, a in KNOWLEDGE]
             if name == "open_science":
-                start = "[nobody knows [for sure|yet|] .|we do not know .|that is still an open question .|it is unclear .]"
-                middle = "[some scientists think that|one idea is that|perhaps|it may be that|many people believe that]"
-                end = (
-                    "[but others disagree|but it has not been proved|but i am not sure|but we may never know]"
-                )
                 variants += [
-                    ("any", Template(f"{q} ?"), Template(f"{start} {middle} {a} , {end} ."))
-                    for q, a in GUESSES
+                    ("any", Template(f"{q} ?"), Template(OPEN_ANSWER.replace("@", guess)))
+                    for q, guess in GUESSES
                 ]
             if name in TOPICS[0]:
-                for topic in TOPICS:
-                    for question in _TOPIC_QUESTIONS[name]:
-                        variants += [
-                            ("any", Template(question.replace("@", topic["what"])), Template(topic[name]))
-                        ]
+                variants += [
+                    ("any", Template(question.replace("@", topic["what"])), Template(topic[name]))
+                    for topic in TOPICS
+                    for question in TOPIC_QUESTIONS[name]
+                ]
             kinds[name] = Kind(trait, name, weight, tuple(variants))
     return kinds
 
-
-_TOPIC_QUESTIONS = {
-    "brief": (
-        "[explain|tell me] [in one sentence|in a few words|briefly] [how|why] @ .",
-        "[how|why] [is it that|does it happen that] @ ? [in one sentence|answer in one sentence|be brief] [please|] .",
-        "[please|] explain how @ in one sentence .",
-    ),
-    "detail": (
-        "[explain|tell me] [in detail|in great detail|step by step|at length] [how|why] @ .",
-        "[how|why] [is it that|does it happen that] @ ? [explain it in detail|give all the details] [please|] .",
-        "[please|] explain how @ in detail .",
-    ),
-    "open": ("[how|why] [is it that|does it happen that] @ ?", "[explain|tell me] [how|why] @ .", "what do you know about how @ ?"),
-    "child": (
-        "[explain|tell] [to a child|a child|to a young child|to a little girl|to a little boy] [how|why] @ .",
-        "[please|] explain how @ to a child .",
-        "[how|why] [is it that|does it happen that] @ ? [explain it to a child|i am five years old|use easy words] .",
-    ),
-}  # fmt: skip
 
 KIND = _compile()
 _CHOOSE = Chooser(list(KIND.values()), [k.weight for k in KIND.values()])
@@ -361,7 +331,8 @@ def questions(kind: str, n: int, seed: int = 0) -> list[str]:
     """
     if kind not in KIND:
         raise ValueError(f"unknown kind of question {kind!r}; there are {', '.join(KIND)}")
-    random, out = Random(f"{kind} {seed}").random, {}
+    random = Random(f"{kind} {seed}").random
+    out: dict[str, None] = {}
     for _ in range(200 * n):
         out.setdefault(grammar.surface(KIND[kind].exchange(random)[0]))
         if len(out) == n:

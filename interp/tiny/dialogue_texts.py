@@ -4,6 +4,8 @@
 :class:`interp.tiny.grammar.Template`: ``<slots>`` and ``[one|other|]`` choices.
 """
 
+# ruff: noqa: E501 (the texts read best with one row on one line)
+
 from __future__ import annotations
 
 _HEDGE = "[but i am not sure|but nobody can know|but it is hard to say|but that is only a guess|but i could be wrong|but it is too early to say]"
@@ -294,6 +296,13 @@ GUESSES: list[tuple[str, str]] = [
     ("how do birds find their way", "birds feel the pull of the earth"),
 ]
 
+#: The answer to an open question; ``@`` is the guess.
+OPEN_ANSWER = (
+    "[nobody knows [for sure|yet|] .|we do not know .|that is still an open question .|it is unclear .] "
+    "[some scientists think that|one idea is that|perhaps|it may be that|many people believe that] @ , "
+    "[but others disagree|but it has not been proved|but i am not sure|but we may never know] ."
+)
+
 #: Things to explain: ``what`` follows "how" or "why"; then one text per style.
 TOPICS: list[dict[str, str]] = [
     {
@@ -381,3 +390,27 @@ TOPICS: list[dict[str, str]] = [
         "child": "a computer counts very fast . you tell it what to do . it does it !",
     },
 ]
+
+#: Questions about a topic, by style; ``@`` is what the topic says under ``what``.
+TOPIC_QUESTIONS: dict[str, tuple[str, ...]] = {
+    "brief": (
+        "[explain|tell me] [in one sentence|in a few words|briefly] [how|why] @ .",
+        "[how|why] [is it that|does it happen that] @ ? [in one sentence|answer in one sentence|be brief] [please|] .",
+        "[please|] explain how @ in one sentence .",
+    ),
+    "detail": (
+        "[explain|tell me] [in detail|in great detail|step by step|at length] [how|why] @ .",
+        "[how|why] [is it that|does it happen that] @ ? [explain it in detail|give all the details] [please|] .",
+        "[please|] explain how @ in detail .",
+    ),
+    "open": (
+        "[how|why] [is it that|does it happen that] @ ?",
+        "[explain|tell me] [how|why] @ .",
+        "what do you know about how @ ?",
+    ),
+    "child": (
+        "[explain|tell] [to a child|a child|to a young child|to a little girl|to a little boy] [how|why] @ .",
+        "[please|] explain how @ to a child .",
+        "[how|why] [is it that|does it happen that] @ ? [explain it to a child|i am five years old|use easy words] .",
+    ),
+}

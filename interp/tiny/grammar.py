@@ -1,12 +1,12 @@
 """Classes, word forms and templates of the little language.
 
-A sentence is a list of *atoms*. An atom is a word, followed by ``#`` and its class id where the word belongs to one
-of the 150 leaf classes: ``"a"`` is background, ``"plane#41"`` is the aircraft, ``"plane#46"`` the tool.
-So one spelling can carry several classes, and labels never have to be guessed back from text. Letters of made-up
-words are atoms as the tokenizer cuts them: ``"z", "##o", "##r"``.
+A sentence is a list of *atoms*. An atom is a word, followed by ``#`` and its class id where the word
+belongs to one of the 150 leaf classes: ``"a"`` is background, ``"plane#41"`` is the aircraft,
+``"plane#46"`` the tool. So one spelling can carry several classes, and labels never have to be guessed
+back from text. Letters of made-up words are atoms as the tokenizer cuts them: ``"z", "##o", "##r"``.
 
-Class id 0 is the background (function words, punctuation, words outside the table); ids 1 to 150 are the leaves in
-the order of :data:`interp.tiny.lexicon.TABLE`.
+Class id 0 is the background (function words, punctuation, words outside the table); ids 1 to 150 are the
+leaves in the order of :data:`interp.tiny.lexicon.TABLE`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from random import Random
 
@@ -28,11 +28,14 @@ _AN_ANYWAY = {"hour", "honest"}
 _A_ANYWAY = {"university", "useful", "one", "european"}
 #: Leaf and group names that take no article ("a ring is jewelry").
 _MASS_NAMES = {
-    "livestock", "jewelry", "cloth", "percussion", "dairy", "alcohol", "meat", "storage", "headwear", "sports gear",
-    "weather", "money", "furniture", "clothing", "equipment", "food", "stone", "gas", "action", "look", "handling",
+    "livestock", "jewelry", "cloth", "percussion", "dairy", "alcohol", "meat", "storage", "headwear",
+    "sports gear", "weather", "money", "furniture", "clothing", "equipment", "food", "stone", "gas", "action",
+    "look", "handling",
 }  # fmt: skip
 
 Atoms = list[str]
+#: What fills a slot of a template.
+Slot = Atoms | Callable[[], Atoms]
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,11 @@ class Leaf:
     words: tuple[str, ...]
     kind: str
     flags: frozenset[str]
-    does: tuple[str, ...]
-    done: tuple[str, ...]
-    adjs: tuple[str, ...]
-    at: tuple[str, ...]
-    by: tuple[str, ...]
+    does: tuple[str, ...] = ()
+    done: tuple[str, ...] = ()
+    adjs: tuple[str, ...] = ()
+    at: tuple[str, ...] = ()
+    by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,6 @@ class Group:
     definition: str
 
 
-_KEYS = ("does", "done", "adjs", "at", "by")
 _PAIR = re.compile(r"\b(does|done|adjs|at|by)=((?:[a-z_ ]+,)*[a-z_ ]+?)(?=\s+(?:does|done|adjs|at|by)=|\s*$)")
 
 
@@ -108,20 +110,17 @@ def _parse() -> tuple[tuple[Leaf, ...], tuple[Group, ...]]:
         else:
             name, _, words = head.partition(":")
             kind = "verb" if "verb" in flags else "adj" if "adj" in flags else "noun"
-            merged = {k: keys.get(k, inherited.get(k, ())) for k in _KEYS}
-            leaves.append(
-                Leaf(
-                    len(leaves) + 1,
-                    name,
-                    group,
-                    root,
-                    definition,
-                    tuple(words.split()),
-                    kind,
-                    flags - {"verb", "adj"},
-                    **merged,
-                )  # fmt: skip
+            leaf = Leaf(
+                len(leaves) + 1,
+                name,
+                group,
+                root,
+                definition,
+                tuple(words.split()),
+                kind,
+                flags - {"verb", "adj"},
             )
+            leaves.append(replace(leaf, **(inherited | keys)))
     return tuple(leaves), tuple(groups)
 
 
@@ -132,7 +131,7 @@ LEAF: Mapping[str, Leaf] = {leaf.name: leaf for leaf in LEAVES}
 CLASS_NAMES: tuple[str, ...] = ("background", *(leaf.name for leaf in LEAVES))
 
 
-# --- word forms -------------------------------------------------------------------------------------------------
+# --- word forms ----------------------------------------------------------------------------------------
 
 
 def atom(word: str, class_id: int) -> str:
@@ -196,16 +195,19 @@ def conjugate(base: str) -> tuple[str, str, str, str, str]:
     return base, third, past, participle, ing
 
 
+def _verb(word: str, class_id: int, transitive: bool) -> Verb:
+    base, third, past, participle, ing = (atom(form, class_id) for form in conjugate(word))
+    return Verb(base, third, past, participle, ing, transitive)
+
+
 def _verbs() -> dict[str, tuple[Verb, ...]]:
     table: dict[str, tuple[Verb, ...]] = {}
     for leaf in LEAVES:
         if leaf.kind == "verb":
-            table[leaf.name] = tuple(
-                Verb(*(atom(f, leaf.id) for f in conjugate(w)), "intr" not in leaf.flags) for w in leaf.words
-            )
+            table[leaf.name] = tuple(_verb(w, leaf.id, "intr" not in leaf.flags) for w in leaf.words)
     for name, bases in lexicon.EXTRA_VERBS.items():
         transitive = name not in lexicon.EXTRA_INTRANSITIVE
-        table[name] = tuple(Verb(*conjugate(w), transitive) for w in bases.split())
+        table[name] = tuple(_verb(w, BACKGROUND, transitive) for w in bases.split())
     return table
 
 
@@ -316,8 +318,8 @@ def classes_of() -> Mapping[str, tuple[int, ...]]:
 def label(word: str) -> str:
     """The atom of a literal word in a template.
 
-    A word of one class gets it, an ambiguous one is background. ``word~`` forces the background, ``word~leaf`` (with
-    ``_`` for a space in the leaf's name) a class.
+    A word of one class gets it, an ambiguous one is background. ``word~`` forces the background,
+    ``word~leaf`` (with ``_`` for a space in the leaf's name) a class.
 
     Raises
     ------
@@ -336,7 +338,7 @@ def label(word: str) -> str:
     return word if mark or len(ids) > 1 else atom(word, ids[0])
 
 
-# --- how often a class is met -----------------------------------------------------------------------------------
+# --- how often a class is met --------------------------------------------------------------------------
 
 
 def _zipf(names: Sequence[str], seed: int, exponent: float) -> dict[str, float]:
@@ -345,7 +347,7 @@ def _zipf(names: Sequence[str], seed: int, exponent: float) -> dict[str, float]:
     return {n: 1.0 / (rank + 3.0) ** exponent for rank, n in enumerate(order)}
 
 
-#: Relative frequency of each noun leaf: Zipf over a fixed shuffle, so that classes differ in size by about 15 times.
+#: Relative frequency of each noun leaf: Zipf over a fixed shuffle, so that sizes differ by about 15 times.
 LEAF_WEIGHT: Mapping[str, float] = _zipf(list(NOUNS), 7, 0.8)
 
 
@@ -378,7 +380,7 @@ def chooser(key: tuple[str, ...]) -> Chooser:
     return Chooser(options, weights)
 
 
-# --- templates --------------------------------------------------------------------------------------------------
+# --- templates -----------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(r"<[^>]+>|[\[\]|]|[^\s\[\]|<>]+")
 #: Every literal word of every template, collected as they are compiled.
@@ -425,14 +427,14 @@ class Template:
                 sequence.append((0, literal))
         return tuple(sequence), i
 
-    def fill(self, random: Callable[[], float], slots: Mapping[str, object]) -> Atoms:
+    def fill(self, random: Callable[[], float], slots: Mapping[str, Slot]) -> Atoms:
         """Atoms of one reading of the template; a slot is a list of atoms or a function that makes one."""
         out: Atoms = []
         _fill(self.sequence, random, slots, out)
         return out
 
 
-def _fill(sequence: tuple, random: Callable[[], float], slots: Mapping[str, object], out: Atoms) -> None:
+def _fill(sequence: tuple, random: Callable[[], float], slots: Mapping[str, Slot], out: Atoms) -> None:
     for kind, value in sequence:
         if kind == 0:
             out.append(value)
@@ -445,12 +447,13 @@ def _fill(sequence: tuple, random: Callable[[], float], slots: Mapping[str, obje
 
 #: Words that the sentence maker puts in itself, outside any template.
 FUNCTION_WORDS = """
-. , ? ! : a an the some many several few and or but that which who is are was were be been being has have had do does did
-not no he she it they him her them his its their in on at by near behind under beyond across along through during before
-after outside with from to of for can could will would must should may might wants want wanted tries try tried likes
-one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
-nineteen twenty human place
-""".split()
+. , ? ! : a an the some many several few and or but that which who is are was were be been being
+has have had do does did not no he she it they him her them his its their in on at by near behind
+under beyond across along through during before after outside with from to of for can could will
+would must should may might wants want wanted tries try tried likes one two three four five six
+seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen
+twenty human place
+""".split()  # noqa: SIM905 (a list of strings would be a hundred lines)
 
 
 @lru_cache(maxsize=1)

@@ -22,6 +22,8 @@ Bare keys: ``mass`` (no plural, no article), ``name`` (proper name), ``verb`` an
 Earlier words of a leaf are more frequent; how frequent a leaf is, is drawn in :mod:`interp.tiny.grammar`.
 """
 
+# ruff: noqa: E501 (a class of the table is one line)
+
 from __future__ import annotations
 
 TABLE = """

@@ -1,8 +1,9 @@
 """Plain prose of the little language: passages about who does what where.
 
-A :class:`Scene` holds a place, a few actors and the things around them, and tells a passage about them. What nouns
-can do and be is fixed by their class (:mod:`interp.tiny.lexicon`), who is met again is called by a pronoun, by its
-noun or by the name of its class: so what comes next depends on classes, on the whole passage, and on known facts.
+A :class:`Scene` holds a place, a few actors and the things around them, and tells a passage about them.
+What nouns can do and be is fixed by their class (:mod:`interp.tiny.lexicon`), who is met again is called
+by a pronoun, by its noun or by the name of its class: so what comes next depends on classes, on the
+whole passage, and on known facts.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _NUMBERS = [atom(w, LEAF["number"].id) for w in LEAF["number"].words]
 _MODALS = ("can", "will", "would", "must", "should", "may", "might", "could")
 
 
-# --- who meets whom ---------------------------------------------------------------------------------------------
+# --- who meets whom ------------------------------------------------------------------------------------
 
 
 def _actor_leaves() -> tuple[str, ...]:
@@ -43,7 +44,7 @@ def _actor_leaves() -> tuple[str, ...]:
 
 @cache
 def actors_at(place: str) -> Chooser:
-    """Nouns that can be subjects and are found at a class of places (any subject where nobody lives there)."""
+    """Nouns that can be subjects and are found at a class of places (any, where nobody lives there)."""
     here = tuple(name for name in _actor_leaves() if place in LEAF[name].at)
     return grammar.chooser(here or _actor_leaves())
 
@@ -124,10 +125,11 @@ class Scene:
         self.place_seen = self.place_said = False
         self.subject: Entity | None = None
         self.slots = {
-            "clause": self.clause, "again": self.again, "other": self.other, "pp": self.somewhere,
+            "clause": self.clause, "again": self.again, "other": self.other, "pp": self.place_phrase,
             "time": self.time, "new": self.new, "is": self.is_adjective, "passive": self.passive,
-            "fact": self.fact, "list": self.listing, "person": self.person, "modal": self.modal, "doing": self.doing,
-            "adj": self.adjective, "deny": self.deny, "who": self.who, "be thing": self.be_thing, "it": self.it,
+            "fact": self.fact, "list": self.listing, "person": self.person, "modal": self.modal,
+            "doing": self.doing, "adj": self.adjective, "deny": self.deny, "who": self.who,
+            "be thing": self.be_thing, "it": self.it,
         }  # fmt: skip
 
     # -- small parts
@@ -258,10 +260,6 @@ class Scene:
         rest = [a for a in self.actors if a is not self.subject] or self.actors
         actor = self.pick(rest)
         return [*self.name(actor), *self.predicate(actor, lambda v: self.finite(v, actor.many))]
-
-    def somewhere(self) -> Atoms:
-        """Where the passage takes place."""
-        return self.place_phrase()
 
     def time(self) -> Atoms:
         """A season or a part of the day."""
@@ -432,7 +430,7 @@ _WEIGHTED = {
 PATTERNS = Chooser([Template(text) for text in _WEIGHTED], list(_WEIGHTED.values()))
 
 
-# --- facts ------------------------------------------------------------------------------------------------------
+# --- facts ---------------------------------------------------------------------------------------------
 
 
 def generic(noun: Noun) -> tuple[Atoms, bool]:

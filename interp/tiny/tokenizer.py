@@ -1,7 +1,8 @@
 """The tokenizer: one token for each word of the language, letters for words outside it.
 
-WordPiece without merges to learn: known words are single tokens, an unknown one falls apart into its longest known
-beginning and single letters, so any text can be written and read back (in lower case, without accents).
+WordPiece without merges to learn: known words are single tokens, an unknown one falls apart into its
+longest known beginning and single letters, so any text can be written and read back (in lower case,
+without accents).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def vocabulary() -> dict[str, int]:
 
 @lru_cache(maxsize=1)
 def build() -> Tokenizer:
-    """The tokenizer of the language, made from its vocabulary alone; the shipped ``tokenizer.json`` is this one."""
+    """The tokenizer of the language, made from its vocabulary alone; ``tokenizer.json`` is this one."""
     vocab = vocabulary()
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=UNK, continuing_subword_prefix="##"))
     tokenizer.normalizer = normalizers.Sequence(
