@@ -338,7 +338,7 @@ def profile_fit(
 
 def _profile_here(out: str, job: str) -> None:
     """The fresh process of `profile_fit`."""
-    from interp.probe.fit import Sparse1DProbe
+    from interp import Sparse1DProbe
 
     folder, options = Path(out), json.loads(job)
     x, y = _shard(**options)

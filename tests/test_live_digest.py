@@ -1,0 +1,222 @@
+"""Digests: constant memory, and histories that say what the events said."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from live_fakes import capture_events, fit_events, lens_events
+
+from interp import events as ev
+from interp.live.digest import CaptureDigest, FitDigest, LensDigest, Series
+
+RULES = {"first": "first", "last": "last", "lo": "min", "hi": "max", "total": "sum", "level": "mean"}
+
+
+def reference(rows: np.ndarray, stride: int) -> list[list[float]]:
+    """Groups of `stride` rows, each column merged by its rule over the numbers that are known."""
+    out = []
+    for start in range(0, len(rows), stride):
+        group = rows[start : start + stride]
+        merged = []
+        for column, rule in zip(group.T, RULES.values(), strict=True):
+            known = column[~np.isnan(column)]
+            by_rule = {"first": lambda v: v[0], "last": lambda v: v[-1], "min": np.min, "max": np.max}
+            by_rule |= {"sum": np.sum, "mean": np.mean}
+            merged.append(by_rule[rule](known) if len(known) else math.nan)
+        out.append(merged)
+    return out
+
+
+@given(
+    n=st.integers(0, 400),
+    capacity=st.sampled_from([4, 6, 16, 64]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_series_holds_groups_of_its_rows(n, capacity, seed):
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n, len(RULES)))
+    series = Series(RULES, capacity)
+    for row in rows:
+        series.add(*row)
+    assert len(series) <= capacity
+    assert series.stride == 1 or len(series) > capacity // 2
+    got = np.array([series[name] for name in RULES]).T.reshape(-1, len(RULES))
+    np.testing.assert_allclose(got, np.reshape(reference(rows, series.stride), (-1, len(RULES))), atol=1e-12)
+
+
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 200))
+def test_what_is_not_known_gives_way_to_what_is(seed, n):
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n, len(RULES)))
+    rows[rng.random(rows.shape) < 0.4] = np.nan
+    series = Series(RULES, 16)
+    for row in rows:
+        series.add(*row)
+    want = np.array(reference(rows, series.stride))
+    for i, name in enumerate(RULES):
+        got = series[name]
+        assert np.array_equal(np.isnan(got), np.isnan(want[:, i])), name
+        if RULES[name] != "mean":  # a mean with gaps is weighted by rows, not by numbers
+            np.testing.assert_allclose(got, want[:, i], atol=1e-12)
+
+
+@pytest.mark.parametrize("capacity", [2, 5])
+def test_a_series_refuses_a_capacity_it_cannot_halve(capacity):
+    with pytest.raises(ValueError, match="even and >= 4"):
+        Series(RULES, capacity)
+
+
+def long_fit(n_events: int):
+    """One slab of very many iterations."""
+    events = list(fit_events(n_slabs=1))
+    yield from events[:2]
+    template = events[2].__dict__
+    for i in range(n_events):
+        yield ev.IterationEnd(**{**template, "iteration": i + 1, "n_fail": int(i % 5000 == 0)})
+
+
+def test_memory_does_not_grow_over_100_000_events():
+    digest = FitDigest()
+    events = long_fit(100_000)
+    for _, event in zip(range(5_000), events, strict=False):
+        digest.add(event)
+    digest.frame()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.take_snapshot()
+        for event in events:
+            digest.add(event)
+        head, data = digest.frame()
+        after = tracemalloc.take_snapshot()
+    finally:
+        tracemalloc.stop()
+    grown = sum(
+        d.size_diff
+        for d in after.compare_to(before, "lineno")
+        if d.traceback[0].filename.endswith("digest.py")
+    )
+    assert grown < 64_000
+    assert len(data) < 50_000
+    assert head["steps"] == 100_000
+    # Every failure is still in the picture: the largest of a group stands for it.
+    assert digest.iterations["fail"].max() == 1
+    assert head["n_fail"] == 20
+
+
+def test_fit_digest_counts_what_the_events_say():
+    events = list(fit_events())
+    digest = FitDigest.of(events)
+    iterations = [e for e in events if isinstance(e, ev.IterationEnd)]
+    slabs = [e for e in events if isinstance(e, ev.SlabEnd)]
+    head, _ = digest.frame()
+    assert head["steps"] == len(iterations)
+    assert head["n_fail"] == sum(e.n_fail for e in iterations) == events[-1].n_fail
+    assert head["pairs_done"] == head["pairs_total"] == sum(e.n_pairs for e in slabs) == 151 * 2048
+    assert head["state"] == "done"
+    assert head["fraction"] == 1.0
+    assert head["elapsed"] == events[-1].seconds
+    np.testing.assert_allclose(digest.slabs["seconds"], [e.seconds for e in slabs])
+    np.testing.assert_allclose(digest.iterations["active"], [e.n_active for e in iterations])
+    losses = digest.iterations["loss_mean"]
+    np.testing.assert_array_equal(np.isnan(losses), [math.isnan(e.loss_mean) for e in iterations])
+
+
+@pytest.mark.parametrize(
+    ("cls", "events"), [(FitDigest, fit_events), (LensDigest, lens_events), (CaptureDigest, capture_events)]
+)
+def test_progress_never_goes_back_and_ends_at_one(cls, events):
+    digest, before = cls(), 0.0
+    assert digest.state == "waiting"
+    assert math.isnan(digest.eta())
+    for event in events():
+        digest.add(event)
+        assert digest.fraction >= before - 0.12 / max(getattr(digest, "n_slabs", 1), 1)
+        before = digest.fraction
+        assert 0.0 <= digest.fraction <= 1.0
+    assert (digest.state, digest.fraction, digest.eta()) == ("done", 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("cls", "events"), [(FitDigest, fit_events), (LensDigest, lens_events), (CaptureDigest, capture_events)]
+)
+def test_a_frame_is_json_and_a_block_of_floats(cls, events):
+    import json
+
+    digest = cls()
+    frames = [digest.frame()]
+    for event in events():
+        digest.add(event)
+        frames.append(digest.frame())
+    for head, data in frames:
+        json.dumps(head, allow_nan=False)
+        numbers = np.frombuffer(data, np.float32)
+        assert len(numbers) == sum(len(columns) * rows for columns, rows, _ in head["series"].values())
+    head, data = frames[-1]
+    numbers = np.frombuffer(data, np.float32)
+    for name, (columns, rows, offset) in head["series"].items():
+        series = getattr(digest, name)
+        for k, column in enumerate(columns):
+            block = numbers[offset + k * rows : offset + (k + 1) * rows]
+            np.testing.assert_array_equal(block, series[column].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("cls", "events"), [(FitDigest, fit_events), (LensDigest, lens_events), (CaptureDigest, capture_events)]
+)
+def test_a_log_tells_the_same_as_the_run(cls, events, tmp_path):
+    events = list(events())
+    with ev.JsonlLog(tmp_path / "job.jsonl") as log:
+        for event in events:
+            log(event)
+    direct, read = cls.of(events), cls.of(ev.read(tmp_path / "job.jsonl"))
+    assert direct.frame() == read.frame()
+    assert direct.table() == read.table()
+
+
+def test_a_continued_log_shows_its_latest_run():
+    first, second = list(fit_events(seed=1)), list(fit_events(seed=2))
+    assert FitDigest.of([*first[:40], *second]).frame() == FitDigest.of(second).frame()
+
+
+def test_events_of_other_jobs_are_ignored():
+    digest = FitDigest.of([*lens_events(5), *capture_events(2)])
+    assert digest.state == "waiting"
+
+
+def test_lens_quartiles_and_grades():
+    events = list(lens_events())
+    digest = LensDigest.of(events)
+    quartiles = digest.quartiles()
+    for i in range(1, len(quartiles["x"]) + 1):
+        f1 = [e.f1 for e in events if isinstance(e, ev.LensIteration) and e.iteration == i]
+        assert quartiles["n"][i - 1] == len(f1)
+        for name, q in (("q1", 0.25), ("median", 0.5), ("q3", 0.75)):
+            want = np.quantile(f1, q, method="inverted_cdf")
+            assert abs(quartiles[name][i - 1] - want) <= 0.5 / digest.n_bins + 1e-9
+    assert digest.grades == events[-1].grade_counts
+    assert digest.n_done == 120
+
+
+def test_lens_rows_are_the_latest_and_bounded():
+    digest = LensDigest.of(lens_events(400))
+    assert len(digest.rows) == digest.max_rows
+    assert next(reversed(digest.rows)) == "c399"
+    assert len(digest.curves) == digest.max_curves
+    assert digest.n_done == 400
+
+
+def test_capture_speed_counts_padding_apart():
+    events = list(capture_events())
+    digest = CaptureDigest.of(events)
+    batches = [e for e in events if isinstance(e, ev.BatchEnd)]
+    seconds = sum(e.seconds for e in batches)
+    head, _ = digest.frame()
+    assert head["real_per_s"] == pytest.approx(sum(e.tokens_real for e in batches) / seconds)
+    assert head["padded_per_s"] == pytest.approx(sum(e.tokens_padded for e in batches) / seconds)
+    assert head["prompt_id"] == batches[-1].prompt_id
+    assert len(head["projections"]) == 5
