@@ -27,10 +27,10 @@ class FakeBench:
         time.sleep(self.seconds)
         self.asked.append((slab, block))
         ns = 1.0 + abs(np.log2(slab / 16)) + abs(np.log2(block / 64))
-        return {"ns_per_eval": float(ns), "spread": 0.1, "bytes": slab * block}
+        return {"ns_per_eval": float(ns), "ns_low": 0.5, "ns_high": 9.0, "bytes": slab * block}
 
     def rows(self, size):
-        return {"ns_per_event": 10.0 if size == 4096 else 20.0, "spread": 0.5}
+        return {"ns_per_event": 10.0 if size == 4096 else 20.0, "ns_low": 9.0, "ns_high": 21.0, "bytes": 8}
 
 
 @pytest.fixture
@@ -48,7 +48,8 @@ def test_every_setting_is_measured_and_the_best_applied():
     assert tuner.axes["latent_block_size"] == [4, 16, 20, 64, 256]  # what auto takes is measured as well
     assert sorted(bench.asked) == [(s, b) for s in (4, 16, 64) for b in (4, 16, 20, 64, 256)]
     assert table.iloc[0].to_dict() == {
-        "class_slab_size": 16, "latent_block_size": 64, "ns_per_eval": 1.0, "spread": 0.1, "bytes": 1024,
+        "class_slab_size": 16, "latent_block_size": 64, "ns_per_eval": 1.0, "ns_low": 0.5,
+        "ns_high": 9.0, "bytes": 1024,
     }  # fmt: skip
     assert tuner.best_rows["row_batch_size"] == 4096
     assert tuner.apply_best() is probe
@@ -113,7 +114,7 @@ def test_on_real_data_it_measures_a_fit_and_leaves_the_probe_alone(data):
         *data,
         class_slab_sizes=[3, 9],
         latent_block_sizes=[8, 60],
-        row_batch_sizes=["auto", 500],
+        row_batch_sizes=[100, 500],
         repeats=1,
     )
     table = tuner.measure()

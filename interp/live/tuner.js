@@ -13,6 +13,7 @@ function render({ model, el }) {
   ];
   const send = (what, extra = {}) => model.send({ do: what, ...extra });
   const axes = () => model.get("axes");
+  const two = (v) => short(+v.toPrecision(2));
   const chosen = {};
   let touched = false;
 
@@ -56,7 +57,7 @@ function render({ model, el }) {
   function cellOf(theme, setting, measured, range, marks) {
     const words = Object.values(setting).join(" × ") + (measured === undefined ? ": not measured" : `: ${short(+measured.toPrecision(3))} ns`) + marks.map((m) => m[1]).join("");
     const pressed = Object.entries(setting).every(([name, value]) => chosen[name] === value);
-    const node = make("button.i-cell", { type: "button", "aria-label": words, title: words, "data-cell": Object.values(setting).join("|"), "aria-pressed": String(pressed) }, make("b", {}, measured === undefined ? "·" : short(+measured.toPrecision(2))), make("sup", {}, marks.map((m) => m[0]).join("")));
+    const node = make("button.i-cell", { type: "button", "aria-label": words, title: words, "data-cell": Object.values(setting).join("|"), "aria-pressed": String(pressed) }, make("b", {}, measured === undefined ? "·" : two(measured)), make("sup", {}, marks.map((m) => m[0]).join("")));
     if (measured !== undefined) {
       const k = range[1] > range[0] ? 1 - Math.log(measured / range[0]) / Math.log(range[1] / range[0]) : 1;
       node.style.background = `color-mix(in srgb, ${theme.blue} ${Math.round(8 + 88 * k)}%, ${theme.paper})`;
@@ -111,7 +112,7 @@ function render({ model, el }) {
     const cell = cells.get(`${chosen.class_slab_size}|${chosen.latent_block_size}`);
     facts.replaceChildren(
       ...[
-        ["ns per evaluation", cell ? `${short(+cell.ns_per_eval.toPrecision(2))} ± ${short(+cell.spread.toPrecision(1))}` : "–"],
+        ["ns per evaluation", cell ? `${two(cell.ns_per_eval)} (${two(cell.ns_low)} … ${two(cell.ns_high)})` : "–"],
         ["memory (estimate)", cell ? bytes(cell.bytes) : "–"],
         ["against the fastest", cell && top ? "× " + (cell.ns_per_eval / top.ns_per_eval).toFixed(2) : "–"],
       ].map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))),

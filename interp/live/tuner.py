@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import statistics
 import threading
-import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ import anywidget
 import numpy as np
 import traitlets
 
-from interp.events import Event, FitBegin, IterationEnd
+from interp.events import Event
 from interp.live import plots
 from interp.live.monitor import front_end
 from interp.live.still import Place, in_notebook, still_html
@@ -30,11 +28,8 @@ logger = logging.getLogger(__name__)
 SIZES = ("class_slab_size", "latent_block_size")
 ROWS = "row_batch_size"
 
-#: Latents that a measurement solves, and events that it passes over, at most: enough to be steady.
-_MAX_LATENTS, _MAX_EVENTS = 512, 2_000_000
-
-#: Doubles that a slab keeps for each of its pairs (parameters, sums, derivatives, damping, counters).
-_DOUBLES_PER_PAIR = 30
+#: Events that the pass over the data is measured on, at most.
+_MAX_EVENTS = 2_000_000
 
 
 class Bench(Protocol):
@@ -44,108 +39,66 @@ class Bench(Protocol):
     n_classes: int
     n_rows: int
 
-    def auto(self) -> dict[str, Any]:
+    def auto(self) -> dict[str, int]:
         """The sizes that "auto" takes: class_slab_size, latent_block_size."""
 
     def solve(self, slab: int, block: int) -> dict[str, float]:
-        """``ns_per_eval``, ``spread`` (half the range) and ``bytes`` of a setting."""
+        """``ns_per_eval`` (median), ``ns_low``, ``ns_high`` (quartiles) and ``bytes`` of a setting."""
 
-    def rows(self, size: int | str) -> dict[str, float]:
-        """``ns_per_event`` and ``spread`` of a pass with this row_batch_size."""
+    def rows(self, size: int) -> dict[str, float]:
+        """``ns_per_event``, ``ns_low``, ``ns_high`` and ``bytes`` of a pass with this row_batch_size."""
 
 
 class FitBench:
-    """Measures on a probe's own data, with nothing but its public methods and events.
+    """Measures on a probe's own data, by `interp.probe.sizes`. The probe is not fitted.
 
     Parameters
     ----------
     probe : Sparse1DProbe
-        Its parameters are taken over, but for the sizes; it is not fitted.
     x, y, n_classes
         As for ``probe.fit``; of several row shards, the first is measured on.
     repeats : int
         Measurements per setting, of which the median counts.
-
-    Notes
-    -----
-    An evaluation is one quadrature node for one class. The time is that of a fit's first iteration, in
-    which every pair is active, bookkeeping included; at most 512 latents are solved.
     """
 
     def __init__(self, probe: Any, x: Any, y: Any, n_classes: int | None, repeats: int) -> None:
         from interp.probe.data import shards
+        from interp.probe.summary import LatentSummary
 
         shard = next(shards(x, y, n_classes))
         self._probe, self._repeats = probe, repeats
         self._x, self._y = shard.x, shard.y
         self.n_rows, self.n_latents = self._x.shape
-        if n_classes is None:
-            multi = getattr(self._y, "ndim", 1) == 2
-            n_classes = self._y.shape[1] if multi else int(np.max(self._y, initial=-1)) + 1
-        self.n_classes = n_classes
-        self._sample: Any = None
+        self._summary = LatentSummary(self.n_latents, n_classes).add(self._x, self._y)
+        self.n_classes = self._summary.n_classes
 
-    def _fresh(self, **sizes: Any) -> Any:
-        params = {**self._probe.get_params(), "method": "summary", **sizes}
-        return type(self._probe)(**params)
-
-    def _summary(self, x: Any, row_batch_size: int | None = None) -> Any:
-        from interp.probe.summary import LatentSummary
-
-        return LatentSummary(x.shape[1], self.n_classes).add(x, self._y, row_batch_size=row_batch_size)
-
-    def auto(self) -> dict[str, Any]:
-        """The sizes that "auto" takes on the whole of x."""
-        first = self._first(self._fresh(**dict.fromkeys(SIZES, "auto")), self._summary(self._x), FitBegin)
-        return {name: getattr(first, name) for name in SIZES}
-
-    def solve(self, slab: int, block: int) -> dict[str, float]:
-        """Nanoseconds per (node, class) of an iteration, and the memory it works in."""
-        if self._sample is None:
-            every = np.linspace(0, self.n_latents - 1, min(self.n_latents, _MAX_LATENTS)).astype(np.int64)
-            self._sample = self._summary(self._x[:, np.unique(every)])
-        probe = self._fresh(**dict(zip(SIZES, (slab, block), strict=True)))
-        taken, begun = [], None
-        for _ in range(self._repeats):
-            begun, it = (self._first(probe, self._sample, kind) for kind in (FitBegin, IterationEnd))
-            taken.append(it.seconds / (begun.n_nodes * (it.class_stop - it.class_start)) * 1e9)
-        assert begun is not None
-        per_latent = begun.n_nodes / max(begun.n_latents, 1)
-        work = 2 * block * per_latent + _DOUBLES_PER_PAIR * self.n_latents
-        return {
-            "ns_per_eval": statistics.median(taken),
-            "spread": (max(taken) - min(taken)) / 2,
-            "bytes": int(8 * min(slab, self.n_classes) * work),
-        }
-
-    def rows(self, size: int | str) -> dict[str, float]:
-        """Nanoseconds per event of the pass over x."""
-        n = int(np.searchsorted(self._x.indptr, _MAX_EVENTS, side="right")) - 1
-        n = max(1, min(n, self.n_rows))
-        x, taken = self._x[:n], []
-        whole, self._y = self._y, self._y[:n]
-        try:
-            for _ in range(self._repeats):
-                start = time.perf_counter()
-                self._summary(x, None if size == "auto" else int(size))
-                taken.append((time.perf_counter() - start) / max(x.nnz, 1) * 1e9)
-        finally:
-            self._y = whole
-        return {"ns_per_event": statistics.median(taken), "spread": (max(taken) - min(taken)) / 2}
-
-    @staticmethod
-    def _first(probe: Any, summary: Any, kind: type[Event]) -> Any:
-        found: list[Event] = []
+    def auto(self) -> dict[str, int]:
+        """The sizes that "auto" takes on these data."""
+        params = {**self._probe.get_params(), "method": "summary", **dict.fromkeys(SIZES, "auto")}
+        begun: list[Event] = []
 
         def hook(event: Event) -> bool:
-            if isinstance(event, kind):
-                found.append(event)
-            return bool(found)
+            begun.append(event)
+            return True  # the first event, FitBegin, names the sizes: no need to go on
 
-        probe.fit_summary(summary, iteration_hook=hook)
-        if not found:
-            raise ValueError("SlabTuner: nothing to iterate on, every pair is solved at the start")
-        return found[0]
+        type(self._probe)(**params).fit_summary(self._summary, iteration_hook=hook)
+        return {name: getattr(begun[0], name) for name in SIZES}
+
+    def solve(self, slab: int, block: int) -> dict[str, float]:
+        """Nanoseconds per (node, pair) evaluation, and the memory the setting works in."""
+        from interp.probe.sizes import measure_blocks
+
+        sizes = {"class_slab_sizes": [slab], "latent_block_sizes": [block]}
+        return measure_blocks(self._summary, **sizes, repeats=self._repeats)[0]
+
+    def rows(self, size: int) -> dict[str, float]:
+        """Nanoseconds per event of the pass over x (its first two million events, at most)."""
+        from interp.probe.sizes import measure_row_batches
+
+        n = int(np.searchsorted(self._x.indptr, _MAX_EVENTS, side="right")) - 1
+        n = max(1, min(n, self.n_rows))
+        x, y = self._x[:n], self._y[:n]
+        return measure_row_batches(x, y, row_batch_sizes=[size], repeats=self._repeats)[0]
 
 
 class SlabTuner(anywidget.AnyWidget):
@@ -158,8 +111,7 @@ class SlabTuner(anywidget.AnyWidget):
     x, y
         The data to measure on, as for ``probe.fit``.
     class_slab_sizes, latent_block_sizes, row_batch_sizes : sequence of int, optional
-        Settings to measure (``"auto"`` is one of the row batch sizes). Powers up to what the data has,
-        by default.
+        Settings to measure; by default powers of four up to what the data has.
     n_classes : int, optional
         As for ``probe.fit``.
     repeats : int
@@ -170,9 +122,9 @@ class SlabTuner(anywidget.AnyWidget):
     Attributes
     ----------
     best : dict or None
-        The fastest setting measured so far: class_slab_size, latent_block_size, ns_per_eval, spread, bytes.
+        The fastest setting measured so far: class_slab_size, latent_block_size, ns_per_eval, …
     best_rows : dict or None
-        The fastest row_batch_size measured so far, ns_per_event, spread.
+        The fastest row_batch_size measured so far, and its ns_per_event.
 
     Examples
     --------
@@ -201,7 +153,7 @@ class SlabTuner(anywidget.AnyWidget):
         *,
         class_slab_sizes: Sequence[int] | None = None,
         latent_block_sizes: Sequence[int] | None = None,
-        row_batch_sizes: Sequence[int | str] | None = None,
+        row_batch_sizes: Sequence[int] | None = None,
         n_classes: int | None = None,
         repeats: int = 3,
         bench: Bench | None = None,
@@ -213,9 +165,7 @@ class SlabTuner(anywidget.AnyWidget):
         axes = {
             "class_slab_size": _axis(class_slab_sizes, self._bench.n_classes, "class_slab_sizes"),
             "latent_block_size": _axis(latent_block_sizes, self._bench.n_latents, "latent_block_sizes"),
-            ROWS: ["auto", *_powers(self._bench.n_rows)]
-            if row_batch_sizes is None
-            else list(row_batch_sizes),
+            ROWS: _axis(row_batch_sizes, self._bench.n_rows, "row_batch_sizes", start=4096),
         }
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -274,14 +224,14 @@ class SlabTuner(anywidget.AnyWidget):
                 if self._stop.is_set():
                     break
                 self.message = f"measuring {i + 1} of {len(todo)}: slab {slab}, block {block}"
-                cell = dict(zip(SIZES, (slab, block), strict=True)) | self._bench.solve(slab, block)
+                cell = self._bench.solve(slab, block) | dict(zip(SIZES, (slab, block), strict=True))
                 self.cells = [*(c for c in self.cells if any(c[n] != cell[n] for n in SIZES)), cell]
                 self.best = min(self.cells, key=lambda c: c["ns_per_eval"])
             for size in self.axes[ROWS]:
                 if self._stop.is_set():
                     break
                 self.message = f"measuring the pass: {size} rows per batch"
-                row = {ROWS: size, **self._bench.rows(size)}
+                row = {**self._bench.rows(size), ROWS: size}
                 self.row_cells = [*(c for c in self.row_cells if c[ROWS] != size), row]
                 self.best_rows = min(self.row_cells, key=lambda c: c["ns_per_event"])
             self.message = "stopped" if self._stop.is_set() else "measured"
@@ -299,10 +249,10 @@ class SlabTuner(anywidget.AnyWidget):
         self.auto = auto
 
     def table(self) -> pd.DataFrame:
-        """The settings measured so far, the fastest first: both sizes, ns_per_eval, spread, bytes."""
+        """The settings measured so far, the fastest first: both sizes, ns_per_eval, …"""
         import pandas as pd
 
-        columns = [*SIZES, "ns_per_eval", "spread", "bytes"]
+        columns = [*SIZES, "ns_per_eval", "ns_low", "ns_high", "bytes"]
         return pd.DataFrame(self.cells, columns=columns).sort_values("ns_per_eval", ignore_index=True)
 
     # ---------------------------------------------------------------------------- applying
@@ -369,15 +319,10 @@ class SlabTuner(anywidget.AnyWidget):
         return f"<SlabTuner {len(self.cells)} settings measured>"
 
 
-def _powers(n_rows: int) -> list[int]:
-    """Row batches: powers of four from 4,096 up to the rows there are."""
-    return [4**k for k in range(6, 16) if 4**k < n_rows]
-
-
-def _axis(given: Sequence[int] | None, most: int, name: str) -> list[int]:
-    """Sizes to measure: by default powers of four up to `most`, and `most`."""
+def _axis(given: Sequence[int] | None, most: int, name: str, start: int = 4) -> list[int]:
+    """Sizes to measure: by default `start`, four times that, … up to `most`."""
     if given is None:
-        return [*(4**k for k in range(1, 12) if 4**k < most), most]
+        return [*(start * 4**k for k in range(12) if start * 4**k < most), most]
     sizes = sorted({int(s) for s in given})
     if not sizes or sizes[0] < 1:
         raise ValueError(f"SlabTuner: {name} must be positive integers, got {list(given)}")
