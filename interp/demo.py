@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +85,7 @@ class Story:
         self.events: dict[str, list[Event]] = {}
         self.tables: dict[str, Table] = {}
         self.numbers: list[tuple[str, str]] = []
-        self.shown: dict[str, str] = {}  # prompt file → the prompt whose projections are drawn
+        self.shown: dict[str, str] = {}  # trait → the prompt whose projections are drawn
         self.digest = hashlib.sha256()
 
     @contextmanager
@@ -173,56 +173,59 @@ def _capture(story: Story, model: Model, seed: int) -> Activations:
     """The six prompt files: 20 prompts at tier 2, projected on the trait vectors, and 4 at tier 3."""
     from interp.capture.prompts import SHIPPED, shipped
     from interp.capture.record import capture
+    from interp.capture.traits import TraitVectors
 
-    files = {name: shipped(name) for name in SHIPPED}
-    broad = {name: prompts for name, prompts in files.items() if not name.startswith("tier3")}
-    deep = {name: prompts for name, prompts in files.items() if name.startswith("tier3")}
+    files = {name: _as_chats(shipped(name)) for name in SHIPPED}
+    tiers = {name: 3 if name.startswith("tier3") else 2 for name in files}
     n_prompts = sum(map(len, files.values()))
     doing = (
         f"capture: {n_prompts} prompts from {len(files)} files, {NEW_TOKENS} new tokens each, one model load"
     )
+    captured: dict[int, Activations] = {}
     with story.stage("capture", doing) as hooks:
-        vectors = _trait_vectors(model, seed)
-        options: dict[str, Any] = {
-            "max_new_tokens": NEW_TOKENS,
-            "stop_at_eos": False,
-            "batch_tokens": BATCH_TOKENS,
-            "seed": seed,
-            "iteration_hook": hooks,
-        }
-        acts = capture(model, _join(broad), tier=2, vectors=vectors, check=4, **options)
-        inner = capture(model, _join(deep), tier=3, vectors=vectors, **options)
-        acts.to_json(story.folder / "projections.json")
-    story.count(acts.token_ids.numpy(), inner.token_ids.numpy())
-    story.shown = {name: prompts.ids[0] for name, prompts in broad.items()}
+        traits = TraitVectors.fit(model, batch_tokens=BATCH_TOKENS, seed=seed)
+        for tier in (2, 3):
+            captured[tier] = capture(
+                model,
+                [prompt for name, prompts in files.items() if tiers[name] == tier for prompt in prompts],
+                tier=tier,
+                vectors=traits.vectors(),
+                max_new_tokens=NEW_TOKENS,
+                stop_at_eos=False,  # exactly so many, as in a measured plan
+                batch_tokens=BATCH_TOKENS,
+                check=2,
+                seed=seed,
+                iteration_hook=hooks,
+            )
+        captured[2].to_json(story.folder / "projections.json")
+    rows = []
+    for name, prompts in files.items():
+        acts, trait = captured[tiers[name]], traits[TRAITS[name.removeprefix("tier3_")]]
+        phases = np.concatenate([acts.phase[_rows(acts, p["id"])].numpy() for p in prompts])
+        counts = (tiers[name], len(prompts), (phases == 0).sum(), phases.sum(), len(acts.sites))
+        rows.append([name, *map(str, counts), trait.site, f"{trait.auroc:.3f}"])
+    story.shown = {TRAITS[name]: files[name][0]["id"] for name in TRAITS}
     story.numbers.append((str(n_prompts), "prompts captured, each with its answer"))
-    rows = [_capture_row(name, prompts, acts, 2) for name, prompts in broad.items()]
-    rows += [_capture_row(name, prompts, inner, 3) for name, prompts in deep.items()]
+    story.count(*(acts.token_ids.numpy() for acts in captured.values()))
+    worst = max(error for acts in captured.values() for error in acts.check.values())
     story.table(
         "capture",
-        "Captured prompts",
-        ["prompt file", "tier", "prompts", "their tokens", "new tokens", "sites"],
+        "Captured prompts, and how well the vector of their trait does on held-out texts",
+        ["prompt file", "tier", "prompts", "tokens", "generated", "sites", "vector from", "AUROC"],
         rows,
-        f"Batched against alone: largest relative difference {max(acts.check.values()):.0e}.",
+        f"Batched against alone: largest relative difference {worst:.0e}.",
     )
-    return acts
+    return captured[2]
 
 
-def _capture_row(name: str, prompts: Prompts, acts: Activations, tier: int) -> list[str]:
-    """A line of the table: what was captured for one prompt file."""
-    rows = [
-        slice(int(acts.offsets[i]), int(acts.offsets[i + 1])) for i in map(acts.prompt_ids.index, prompts.ids)
-    ]
-    n_tokens = sum(r.stop - r.start for r in rows)
-    n_new = sum(int(acts.phase[r].sum()) for r in rows)
-    return [name, str(tier), str(len(prompts)), str(n_tokens - n_new), str(n_new), str(len(acts.sites))]
+def _as_chats(prompts: Prompts) -> list[dict[str, Any]]:
+    """Each prompt as the message of a user, which is how the shipped model is asked."""
+    return [{"id": p.id, "messages": [{"role": "user", "content": p.text}]} for p in prompts]
 
 
-def _join(files: Mapping[str, Prompts]) -> Prompts:
-    """All prompts of some files; ids are unique over them."""
-    from interp.capture.prompts import Prompts
-
-    return Prompts([prompt for prompts in files.values() for prompt in prompts])
+def _rows(acts: Activations, prompt: str) -> slice:
+    i = acts.prompt_ids.index(prompt)
+    return slice(int(acts.offsets[i]), int(acts.offsets[i + 1]))
 
 
 def _encode(story: Story, model: Model, seed: int) -> Code:
@@ -263,8 +266,8 @@ def _save_code(folder: Path, x: sp.csr_matrix, classes: np.ndarray) -> None:
 
 def _probe(story: Story, code: Code) -> None:
     """A probe for every (latent, class) pair, judged on held-out documents."""
-    from interp.probe.data import write_metrics_npz
     from interp.probe import Sparse1DProbe
+    from interp.probe.data import write_metrics_npz
 
     n_latents, n_classes = code.x.shape[1], len(code.names)
     fit, test = slice(code.n_fit), slice(code.n_fit, None)
@@ -328,7 +331,8 @@ def _train_lenses(story: Story, model: Model, site: str, seed: int) -> None:
                 f"{group['n_samples'].median():.0f}",
             ]
         )
-    story.numbers.append((" · ".join(f"{n} {g}" for g, n in lenses.grades.items()), "grades of the lenses"))
+    a, *rest = (f"{n} {g}" for g, n in lenses.grades.items())
+    story.numbers.append((a, f"and {', '.join(rest)} of {len(frame)} lenses"))
     advice = lenses.blocking_table().iloc[0]
     story.table(
         "lenses",
@@ -367,8 +371,8 @@ def _report(story: Story, acts: Activations, seed: int) -> Report:
         "states were projected on them as they were made.",
     )
     _show_table(page, story.tables["capture"])
-    for file, trait in TRAITS.items():
-        _show_projection(page, acts, story.shown[file], trait)
+    for trait, prompt in story.shown.items():
+        _show_projection(page, acts, prompt, trait)
     _show_events(page, capture_figure, story.events["encode"], "The capture of the corpus, batch by batch.")
 
     page.section(
@@ -407,20 +411,24 @@ def _show_table(page: Report, table: Table) -> None:
 
 
 def _show_projection(page: Report, acts: Activations, prompt: str, trait: str) -> None:
-    """Layers × tokens of one prompt, on one trait vector."""
+    """Layers × tokens of one prompt and its answer, on one trait vector."""
     from interp.live.plots import projection_figure
 
-    i = acts.prompt_ids.index(prompt)
-    rows = slice(int(acts.offsets[i]), int(acts.offsets[i + 1]))
-    sites = [s for s in acts.projected if s.startswith("resid_post.") and trait in acts.projected[s]]
-    grid = [acts.projection(s)[rows, acts.projected[s].index(trait)].numpy() for s in reversed(sites)]
-    tokens, n_given = acts.tokens(i), int((acts.phase[rows] == 0).sum())
-    title = f"{trait.replace('_', ' ')}, by layer and token"
-    names = [s.replace("resid_post.", "layer ") for s in reversed(sites)]
+    tokens, rows = acts.tokens(prompt), _rows(acts, prompt)
+    n_given = int((acts.phase[rows] == 0).sum())
+    # The answer ends where the model says so. The first token is an attention sink, whose norm hides the rest.
+    end = tokens.index("</s>", n_given) if "</s>" in tokens[n_given:] else len(tokens)
+    sites = [s for s in acts.projected if s.startswith("resid_post.") and trait in acts.projected[s]][::-1]
+    grid = [acts.projection(s)[rows, acts.projected[s].index(trait)][1:end].numpy() for s in sites]
+    names = [s.replace("resid_post.", "layer ") for s in sites]
+    name = trait.replace("_", " ")
+    pictures = []
+    for dark in (False, True):
+        fig = projection_figure(tokens[1:end], grid, names, title=f"Projection on {name}", dark=dark)
+        fig.axes[0].axvline(n_given - 1.5, color="#8a8f98", lw=1.5, ls="--")
+        pictures.append(fig)
     page.figure(
-        projection_figure(tokens, grid, names, title=title),
-        projection_figure(tokens, grid, names, title=title, dark=True),
-        f"Projection on the trait's vector. The prompt ends with token {n_given}; the rest is the answer.",
+        *pictures, f"By layer and token, on the vector of {name}. The answer begins at the dashed line."
     )
 
 

@@ -35,7 +35,7 @@ header { border-bottom: 3px solid var(--accent); padding-bottom: 1.2rem; margin-
 h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.01em; }
 h2 { font-size: 1.35rem; margin: 2.8rem 0 .4rem; letter-spacing: -.005em; }
 p { max-width: 46rem; margin: .5rem 0 1rem; }
-header p { color: var(--soft); margin: 0; }
+header p { color: var(--soft); margin: 0; max-width: none; }
 code { font: .88em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; background: var(--panel);
        border-radius: .25rem; padding: .1em .35em; }
 dl.numbers { display: grid; gap: .8rem; margin: 1.6rem 0;
