@@ -243,7 +243,9 @@ def columns(
         many = sp.csc_array(sp.vstack(parts, format="csc")) if len(parts) > 1 else parts[0]
         y_all = labels[0] if len(labels) == 1 else (_stack_labels(labels))
         for first, stop in latent_blocks(many.indptr, n_events):
-            yield start + first, many[:, first:stop], y_all
+            begin, end = int(many.indptr[first]), int(many.indptr[stop])
+            views = many.data[begin:end], many.indices[begin:end], many.indptr[first : stop + 1] - begin
+            yield start + first, sp.csc_array(views, shape=(many.shape[0], stop - first)), y_all
 
 
 def same_width(shard: Shard, n_latents: int) -> None:

@@ -8,7 +8,9 @@ Nothing of shape (events × classes) or (rows × classes) is ever made.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -23,6 +25,9 @@ from interp.probe.sizes import tuned_block_elements
 from interp.probe.summary import LatentSummary
 
 __all__ = ["Confusion", "ProbeMetrics", "confusion_and_ranks"]
+
+#: Events scanned at a time by each thread.
+_BLOCK = 1 << 16
 
 
 class Confusion(NamedTuple):
@@ -169,13 +174,18 @@ def _losses_of(
     cpu = torch.device("cpu")
     nodes = Nodes(offsets, x, m, np.ones(len(latents)), e, device=cpu, dtype=torch.float64)
     b, w = (torch.from_numpy(np.ascontiguousarray(t[latents])) for t in (intercept, coef))
-    every = torch.ones(b.shape, dtype=torch.bool)
-    layout = nodes.layout(every, tuned_block_elements(cpu, torch.float64)[0])
+    elements, _ = tuned_block_elements(cpu, torch.float64)
     total = torch.zeros(b.numel(), dtype=torch.float64)
     bound = torch.zeros(b.numel(), 2, dtype=torch.float64)
-    layout.losses(b.reshape(-1), w.reshape(-1), total)
+    every = torch.ones(b.shape, dtype=torch.bool)
+    nodes.layout(every, elements).losses(b.reshape(-1), w.reshape(-1), total)
     if e is not None:
-        layout.rule_errors(b.reshape(-1), w.reshape(-1), bound)
+        # The fourth derivative of softplus is at most 1/8: that clears most pairs at no cost.
+        rows = np.repeat(np.arange(len(latents)), np.diff(offsets))
+        crude = torch.from_numpy(np.bincount(rows, e, minlength=len(latents)) / 8.0)[:, None] * w**4
+        bound[:, 0] = crude.reshape(-1)
+        doubtful = crude > 1e-10 * summary.n_rows
+        nodes.layout(doubtful, elements).rule_errors(b.reshape(-1), w.reshape(-1), bound)
     n_zero = torch.from_numpy(summary.n_rows - summary.n_events[latents])[:, None]
     total = total.view(b.shape) + n_zero * torch.nn.functional.softplus(b, threshold=60.0)
     total -= b * torch.from_numpy(summary.class_counts) + w * torch.from_numpy(summary.label_sums[latents])
@@ -211,20 +221,33 @@ def confusion_and_ranks(
     if not 0.0 < threshold < 1.0:
         raise ValueError(f"threshold must lie in (0, 1), got {threshold}")
     shape = coef.shape
-    names = ("tp", "fp", "tn", "fn")
-    out: dict[str, np.ndarray] = {name: np.zeros(shape, np.int64) for name in names}
+    out: dict[str, np.ndarray] = {name: np.zeros(shape, np.int64) for name in ("tp", "fp", "tn", "fn")}
     if ranks:
         out |= {name: np.full(shape, np.nan) for name in ("auroc", "ap", "best_f1")}
-    n_rows, class_counts = 0, np.zeros(shape[1], np.int64)
     cut = float(np.log(threshold) - np.log1p(-threshold))
-    for first, block, labels in columns(x, y, n_latents=shape[0], n_classes=shape[1]):
-        n_rows = block.shape[0]
-        class_counts = _class_counts(labels, shape[1])
+    found: list[tuple[int, np.ndarray]] = []
+
+    def work(first: int, block: sp.csc_array, labels: Any) -> None:
+        n_rows, class_counts = block.shape[0], _class_counts(labels, shape[1])
+        if not found:
+            found.append((n_rows, class_counts))
         at = slice(first, first + block.shape[1])
         scan = _Scan(block, labels, n_rows, class_counts)
-        scan.confusion(coef[at], intercept[at], cut, {k: out[k][at] for k in names})
+        scan.confusion(coef[at], intercept[at], cut, {k: out[k][at] for k in ("tp", "fp", "tn", "fn")})
         if ranks:
             scan.ranks(coef[at], {k: out[k][at] for k in ("auroc", "ap", "best_f1")})
+
+    blocks = columns(x, y, n_latents=shape[0], n_classes=shape[1], n_events=_BLOCK)
+    n_threads = torch.get_num_threads()
+    with ThreadPoolExecutor(n_threads) as pool:
+        waiting: deque[Future[None]] = deque()
+        for block in blocks:
+            waiting.append(pool.submit(work, *block))
+            if len(waiting) > 2 * n_threads:
+                waiting.popleft().result()
+        for future in waiting:
+            future.result()
+    n_rows, class_counts = found[0]
     return n_rows, class_counts, out
 
 
@@ -234,183 +257,206 @@ def _class_counts(labels: Any, n_classes: int) -> np.ndarray:
 
 
 class _Scan:
-    """Some latents' events, sorted by value within each latent.
+    """Some latents' events, sorted by value within each latent, and again within each (latent, class).
 
     Attributes
     ----------
-    latent, value, label : ndarray, shape [n_events]
-        Sorted by (latent, value). With several labels per row an event is repeated for each of them in
-        `own`, the list of (event, class) incidences.
-    below, upto : ndarray of int64, shape [n_events]
-        Rows with a smaller value, and rows with at most this value, zeros included.
+    value : ndarray, shape [n_events]
+        Sorted within ``indptr[l] … indptr[l + 1]``.
+    at : ndarray of int, shape [n_incidences]
+        For each (event, class of its row), grouped by pair and sorted by value: the event's position.
+    own_indptr : ndarray of int64, shape [n_pairs + 1]
+        Where the incidences of each pair begin in `at`.
     """
 
     def __init__(self, block: sp.csc_array, labels: Any, n_rows: int, class_counts: np.ndarray) -> None:
         self.n_latents, self.n_classes = block.shape[1], len(class_counts)
         self.n_rows, self.class_counts = n_rows, class_counts
-        indptr = block.indptr.astype(np.int64)
-        self.indptr = indptr
-        latent = np.repeat(np.arange(self.n_latents), np.diff(indptr))
-        if sp.issparse(labels):
-            order = np.lexsort((block.data, latent))
-            self.value = block.data[order].astype(np.float64)
-            rows = block.indices[order]
-            n_labels = np.diff(labels.indptr)[rows]
-            self._event = np.repeat(np.arange(len(rows)), n_labels)
-            inside = np.arange(len(self._event)) - np.repeat(np.cumsum(n_labels) - n_labels, n_labels)
-            self._label = labels.indices[np.repeat(labels.indptr[rows], n_labels) + inside].astype(np.int64)
-        else:
-            self.value, self._label = _sort(latent, block.data, labels.take(block.indices, mode="clip"))
-            self._event = np.arange(len(self.value))
-        self.latent = latent
-        self._groups()
-
-    def _groups(self) -> None:
-        """Positions of ties, and the events' ranks among all rows of the latent."""
-        n = len(self.value)
-        new = np.ones(n, bool)
-        if n:
-            new[1:] = self.value[1:] != self.value[:-1]
-            new[self.indptr[:-1][np.diff(self.indptr) > 0]] = True
-        starts = np.flatnonzero(new)
-        tie = np.cumsum(new) - 1
-        ends = np.append(starts[1:], n)
-        n_zero = self.n_rows - np.diff(self.indptr)
-        negative = np.zeros(self.n_latents, np.int64)
-        np.add.at(negative, self.latent[self.value < 0], 1)
-        shift = np.where(self.value > 0, n_zero[self.latent], 0) - self.indptr[:-1][self.latent]
-        self.below = starts[tie] + shift
-        self.upto = ends[tie] + shift
-        self.n_zero, self.n_negative = n_zero, negative
-        # Incidences (event, class) grouped by (latent, class), in the order of their values.
-        pair = self.latent[self._event] * self.n_classes + self._label
+        self.indptr = block.indptr.astype(np.int64)
+        counts = np.diff(self.indptr)
+        self.n_zero = n_rows - counts
         n_pairs = self.n_latents * self.n_classes
-        self.own_count = np.bincount(pair, minlength=n_pairs)
-        # Counting sort: a one-column-per-pair matrix converted from rows to columns keeps their order.
-        order = _counting_sort(pair, n_pairs)
-        self._pair, self._at = pair[order], self._event[order]
+        if sp.issparse(labels):
+            order = np.lexsort((block.data, np.repeat(np.arange(self.n_latents), counts)))
+            self.value, rows = block.data[order], block.indices[order]
+            n_labels = np.diff(labels.indptr)[rows]
+            event = np.repeat(np.arange(len(rows)), n_labels)
+            inside = np.arange(len(event)) - np.repeat(np.cumsum(n_labels) - n_labels, n_labels)
+            label = labels.indices[np.repeat(labels.indptr[rows], n_labels) + inside]
+            pair = (_event_latent(self.indptr, self.n_classes)[event] + label).astype(np.int32)
+            self.at = event[_counting_sort(pair, n_pairs)]
+        else:
+            self.value, label = _sort(self.indptr, block.data, labels.take(block.indices, mode="clip"))
+            pair = _event_latent(self.indptr, self.n_classes)
+            pair += label
+            self.at = _counting_sort(pair, n_pairs)
+        own = np.bincount(pair, minlength=n_pairs)
+        self.own_indptr = np.concatenate([[0], np.cumsum(own)])
+        self.own = own.reshape(self.n_latents, self.n_classes)
 
     def confusion(
         self, coef: np.ndarray, intercept: np.ndarray, cut: float, out: dict[str, np.ndarray]
     ) -> None:
         """tp, fp, tn and fn of every pair, into `out`."""
-        b, w = intercept.ravel(), coef.ravel()
-        x = self.value[self._at]
-        hit = b[self._pair] + w[self._pair] * x > cut
-        tp = np.bincount(self._pair, hit, minlength=b.size).astype(np.int64).reshape(coef.shape)
+        shape = coef.shape
+        start, stop = (self.own_indptr[k : k + coef.size].reshape(shape) for k in (0, 1))
+        tp = _count_above(self.value[self.at], start, stop, coef, intercept, cut)
+        start, stop = (np.broadcast_to(self.indptr[k : k + len(coef), None], shape) for k in (0, 1))
+        positive = _count_above(self.value, start, stop, coef, intercept, cut)
         zero_positive = intercept > cut
-        own = self.own_count.reshape(coef.shape)
-        tp += np.where(zero_positive, self.class_counts - own, 0)
-        positive = self._predicted(coef, intercept, cut)
+        tp += np.where(zero_positive, self.class_counts - self.own, 0)
         positive += np.where(zero_positive, self.n_zero[:, None], 0)
         out["tp"][:] = tp
         out["fp"][:] = positive - tp
         out["fn"][:] = self.class_counts - tp
         out["tn"][:] = self.n_rows - positive - out["fn"]
 
-    def _predicted(self, coef: np.ndarray, intercept: np.ndarray, cut: float) -> np.ndarray:
-        """Events with b + w x > cut, per pair, by bisection on that very comparison.
-
-        Multiplying and adding round monotonically, so on the sorted values the computed comparison
-        changes side once, and the count is the one that evaluating every event would give.
-        """
-        falling = coef < 0
-        start = np.broadcast_to(self.indptr[:-1, None], coef.shape)
-        stop = np.broadcast_to(self.indptr[1:, None], coef.shape)
-        low, high = start.copy(), stop.copy()
-        if not len(self.value):
-            return np.zeros(coef.shape, np.int64)
-        while (low < high).any():
-            middle = (low + high) // 2
-            inside = np.minimum(middle, len(self.value) - 1)
-            beyond = (intercept + coef * self.value[inside] > cut) != falling
-            open_ = low < high
-            high = np.where(open_ & beyond, middle, high)
-            low = np.where(open_ & ~beyond, middle + 1, low)
-        return np.where(falling, low - start, stop - low)
-
     def ranks(self, coef: np.ndarray, out: dict[str, np.ndarray]) -> None:
         """AUROC, average precision and best F1 of every pair, into `out`."""
-        shape, n = coef.shape, self.n_rows
+        shape, n = coef.shape, float(self.n_rows)
         total = np.broadcast_to(self.class_counts.astype(np.float64), shape)
-        own = self.own_count.reshape(shape)
-        zero_own = total - own
-        n_zero, n_negative = self.n_zero[:, None], self.n_negative[:, None]
-        pair, at = self._pair, self._at
-        below, upto, value = self.below[at], self.upto[at], self.value[at]
+        zero_own = total - self.own
+        n_zero = self.n_zero[:, None].astype(np.float64)
+        starts = self.own_indptr[:-1]
+        filled = np.flatnonzero(self.own.ravel())
+        own, group = self.own.ravel()[filled], starts[filled]
 
-        middle = 0.5 * (below + upto + 1.0)
-        rank_sum = np.bincount(pair, middle, minlength=coef.size).reshape(shape)
+        def spread(per_pair: np.ndarray) -> np.ndarray:
+            """One value per incidence from one per pair."""
+            return np.repeat(np.broadcast_to(per_pair, shape).ravel()[filled], own)
+
+        def gather(ufunc: np.ufunc, per_incidence: np.ndarray) -> np.ndarray:
+            """One value per pair from one per incidence; 0 for a pair without events."""
+            result = np.zeros(coef.size)
+            if len(group):
+                result[filled] = ufunc.reduceat(per_incidence, group)
+            return result.reshape(shape)
+
+        # Rows, and rows of the own class, that score below each event and up to it; zeros lie below
+        # every positive value. Ties share the first and the last place of their run.
+        first, last, own_first, own_last, negative = self._places(group)
+        below = first + spread(n_zero - self.indptr[:-1, None])
+        own_below = own_first + spread(zero_own - starts.reshape(shape))
+        n_negative = own_negative = np.zeros((1, 1))
+        if negative is not None:
+            below -= np.where(negative, spread(n_zero), 0.0)
+            own_below -= np.where(negative, spread(zero_own), 0.0)
+            own_negative = gather(np.add, negative.astype(np.float64))
+            n_negative = np.add.reduceat(np.append(self.value < 0, False), self.indptr[:-1], dtype=np.float64)
+            n_negative = np.where(np.diff(self.indptr) > 0, n_negative, 0.0)[:, None]
+        upto, own_upto = below + (last - first), own_below + (own_last - own_first)
+
+        rank_sum = gather(np.add, below + upto) * 0.5 + 0.5 * self.own
         rank_sum += zero_own * (n_negative + 0.5 * (n_zero + 1.0))
         with np.errstate(divide="ignore", invalid="ignore"):
             auroc = (rank_sum - 0.5 * total * (total + 1.0)) / (total * (n - total))
-        out["auroc"][:] = np.where(coef > 0, auroc, 1.0 - auroc)
+            auroc = np.where(coef > 0, auroc, 1.0 - auroc)
 
-        # How many rows of the own class lie below, and how many up to, each of its events.
-        m = len(pair)
-        new_pair = np.ones(m, bool)
-        new_pair[1:] = pair[1:] != pair[:-1]
-        new_tie = new_pair.copy()
-        new_tie[1:] |= value[1:] != value[:-1]
-        pair_start = np.flatnonzero(new_pair)
-        tie_start = np.flatnonzero(new_tie)
-        tie = np.cumsum(new_tie) - 1
-        first_of_pair = pair_start[np.cumsum(new_pair) - 1] if m else pair_start
-        zeros_below = np.where(value > 0, zero_own.ravel()[pair], 0.0)
-        own_below = tie_start[tie] - first_of_pair + zeros_below
-        own_upto = np.append(tie_start[1:], m)[tie] - first_of_pair + zeros_below
-        rising = coef.ravel()[pair] > 0
-        hits = np.where(rising, total.ravel()[pair] - own_below, own_upto)
-        predicted = np.where(rising, n - below, upto)
-        own_negative = np.bincount(pair, value < 0, minlength=coef.size).reshape(shape)
-        hits_zero = np.where(coef > 0, total - own_negative, own_negative + zero_own)
-        predicted_zero = np.where(coef > 0, n - n_negative, n_negative + n_zero)
-
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ap = np.bincount(pair, hits / predicted, minlength=coef.size).reshape(shape)
+            rising = spread(coef > 0)
+            hits = np.where(rising, spread(total) - own_below, own_upto)
+            predicted = np.where(rising, n - below, upto)
+            hits_zero = np.where(coef > 0, total - own_negative, own_negative + zero_own)
+            predicted_zero = np.where(coef > 0, n - n_negative, n_negative + n_zero)
+            ap = gather(np.add, hits / predicted)
             ap += np.where(zero_own > 0, zero_own * hits_zero / predicted_zero, 0.0)
             ap /= total
             best = np.where(zero_own > 0, 2.0 * hits_zero / (predicted_zero + total), 0.0)
-            if m:
-                reached = np.maximum.reduceat(2.0 * hits / (predicted + total.ravel()[pair]), pair_start)
-                flat = best.ravel()
-                flat[pair[pair_start]] = np.maximum(flat[pair[pair_start]], reached)
-                best = flat.reshape(shape)
+            best = np.maximum(best, 2.0 * gather(np.maximum, hits / (predicted + spread(total))))
             # A constant score ranks nothing: one threshold, everything or nothing.
             constant = coef == 0
-            out["auroc"][constant] = 0.5
-            ap = np.where(constant, total / n, ap)
-            best = np.where(constant, 2.0 * total / (n + total), best)
-        undefined = (total == 0) | (total == n)
-        out["auroc"][undefined] = np.nan
-        out["ap"][:] = np.where(total == 0, np.nan, ap)
-        out["best_f1"][:] = best
+            out["auroc"][:] = np.where((total == 0) | (total == n), np.nan, np.where(constant, 0.5, auroc))
+            out["ap"][:] = np.where(total == 0, np.nan, np.where(constant, total / n, ap))
+            out["best_f1"][:] = np.where(constant, 2.0 * total / (n + total), best)
+
+    def _places(self, group: np.ndarray) -> tuple[np.ndarray, ...]:
+        """First and last place of each incidence's tie, among the events and among its pair's own."""
+        first = self.at.astype(np.float64)
+        own_first = np.arange(len(first), dtype=np.float64)
+        last, own_last = first + 1.0, own_first + 1.0
+        value = self.value[self.at]
+        runs = _run_starts(self.value, self.indptr[:-1][np.diff(self.indptr) > 0])
+        if len(runs) < len(self.value):
+            begin, end = _run_bounds(runs, len(self.value))
+            first, last = begin[self.at], end[self.at]
+            own_first, own_last = _run_bounds(_run_starts(value, group), len(value))
+        negative = value < 0
+        return first, last, own_first, own_last, negative if negative.any() else None
 
 
-def _sort(latent: np.ndarray, value: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values and labels sorted by (latent, value); `latent` is sorted already.
+def _run_starts(value: np.ndarray, breaks: np.ndarray) -> np.ndarray:
+    """Where runs of equal values begin, a new one at each of `breaks` at least."""
+    new = np.ones(len(value), bool)
+    np.not_equal(value[1:], value[:-1], out=new[1:])
+    new[breaks] = True
+    return np.flatnonzero(new)
 
-    Where all three fit, they are packed into one 64-bit word, whose sort NumPy vectorises.
+
+def _run_bounds(starts: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """First place, and place after the last, of the run that each position belongs to; float64."""
+    ends = np.append(starts[1:], n)
+    lengths = ends - starts
+    return np.repeat(starts.astype(np.float64), lengths), np.repeat(ends.astype(np.float64), lengths)
+
+
+def _event_latent(indptr: np.ndarray, scale: int) -> np.ndarray:
+    """`scale` times the latent of each event, int32."""
+    return np.repeat(np.arange(len(indptr) - 1, dtype=np.int32) * np.int32(scale), np.diff(indptr))
+
+
+def _count_above(
+    value: np.ndarray,
+    start: np.ndarray,
+    stop: np.ndarray,
+    coef: np.ndarray,
+    intercept: np.ndarray,
+    cut: float,
+) -> np.ndarray:
+    """How many of ``value[start:stop]`` (sorted) have b + w x > cut, by bisection on that comparison.
+
+    Multiplying and adding round monotonically, so on sorted values the computed comparison changes
+    side once, and the count is the one that evaluating every event would give.
     """
-    single = value.astype(np.float32)
-    fits = value.dtype == np.float32 or np.array_equal(single, value)
-    if not fits or len(value) == 0 or latent[-1] >= 1 << 16 or int(label.max()) >= 1 << 16:
-        order = np.lexsort((value, latent))
-        return value[order].astype(np.float64), label[order].astype(np.int64)
+    if not len(value):
+        return np.zeros(coef.shape, np.int64)
+    falling = coef < 0
+    low, high = start.copy(), stop.copy()
+    while (low < high).any():
+        middle = (low + high) // 2
+        x = value[np.minimum(middle, len(value) - 1)].astype(np.float64)
+        beyond = (intercept + coef * x > cut) != falling
+        searching = low < high
+        high = np.where(searching & beyond, middle, high)
+        low = np.where(searching & ~beyond, middle + 1, low)
+    return np.where(falling, low - start, stop - low)
+
+
+def _sort(indptr: np.ndarray, value: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values and labels, sorted by value within each latent.
+
+    Where latent, value and label fit one 64-bit word they are packed, and NumPy's vectorised sort does it.
+    """
+    n_latents = len(indptr) - 1
+    single = value.astype(np.float32, copy=False)
+    fits = single is value or np.array_equal(single, value)
+    if not fits or len(value) == 0 or n_latents > 1 << 16 or int(label.max()) >= 1 << 16:
+        order = np.lexsort((value, np.repeat(np.arange(n_latents), np.diff(indptr))))
+        return value[order], label[order]
     bits = single.view(np.uint32)
-    negative = bits >> 31 == 1
-    ordered = np.where(negative, ~bits, bits | np.uint32(1 << 31))
-    word = latent.astype(np.uint64) << np.uint64(48)
-    word |= ordered.astype(np.uint64) << np.uint64(16)
-    word |= label.astype(np.uint64)
+    signed = bool((bits >> 31).any())
+    if signed:  # make the bits of floats sort as the floats do
+        bits = np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
+    word = np.repeat(np.arange(n_latents, dtype=np.uint64) << np.uint64(48), np.diff(indptr))
+    word |= bits.astype(np.uint64) << np.uint64(16)
+    word |= label.astype(np.uint16)
     word.sort()
-    label = (word & np.uint64(0xFFFF)).astype(np.int64)
-    ordered = (word >> np.uint64(16)).astype(np.uint32)
-    bits = np.where(ordered >> 31 == 1, ordered & np.uint32(0x7FFFFFFF), ~ordered)
-    return bits.view(np.float32).astype(np.float64), label
+    bits = (word >> np.uint64(16)).astype(np.uint32)
+    if signed:
+        bits = np.where(bits >> 31 == 1, bits & np.uint32(0x7FFFFFFF), ~bits)
+    return bits.view(np.float32), word.astype(np.uint16).astype(np.int32)
 
 
 def _counting_sort(key: np.ndarray, n_keys: int) -> np.ndarray:
     """Stable order of integer keys below `n_keys`, in linear time."""
-    one_row = sp.csr_array((np.arange(len(key)), key, np.array([0, len(key)])), shape=(1, n_keys))
-    return one_row.tocsc().data
+    position = np.arange(len(key), dtype=np.int32)
+    indptr = np.array([0, len(key)], np.int32)
+    return sp.csr_array((position, key, indptr), shape=(1, n_keys)).tocsc().data
