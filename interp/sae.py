@@ -234,7 +234,8 @@ class SAE:
             raise ValueError(f"activations have shape {tuple(acts.shape)}, expected (n_rows, {self.d_in})")
         if batch < 1:
             raise ValueError(f"batch is {batch}, expected at least 1")
-        values, columns, lengths = [], [], []
+        values, columns = [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
+        indptr = np.zeros(len(acts) + 1, dtype=np.int64)
         for start in range(0, len(acts), batch):
             x = self._as_input(acts[start : start + batch])
             bad = ~torch.isfinite(x).all(dim=1)
@@ -246,20 +247,10 @@ class SAE:
             value, column, length = self._sparse(x)
             values.append(value)
             columns.append(column)
-            lengths.append(length)
-        indptr = (
-            np.concatenate([[0], np.cumsum(np.concatenate(lengths, dtype=np.int64))])
-            if lengths
-            else np.zeros(1)
-        )
-        # scipy wants both index arrays of one type; int32 suffices up to 2**31 non-zeros
-        index_dtype = np.int32 if indptr[-1] < 2**31 else np.int64
-        data = np.concatenate(values) if values else np.zeros(0, np.float32)
-        indices = np.concatenate(columns).astype(index_dtype) if columns else np.zeros(0, index_dtype)
-        shape = (len(acts), self.n_latents)
-        csr: scipy.sparse.csr_matrix = scipy.sparse.csr_matrix(
-            (data, indices, indptr.astype(index_dtype)), shape=shape
-        )
+            indptr[start + 1 : start + 1 + len(length)] = length
+        # scipy narrows the index arrays to int32 where that suffices
+        arrays = (np.concatenate(values), np.concatenate(columns), np.cumsum(indptr))
+        csr = scipy.sparse.csr_matrix(arrays, shape=(len(acts), self.n_latents), dtype=np.float32)
         csr.has_sorted_indices = True
         return csr
 
