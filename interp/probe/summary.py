@@ -32,6 +32,8 @@ _LOWEST = _PER_OCTAVE
 _CHUNK = 1 << 17
 #: Below this variance (in squared bin widths) a bin is one point: what differs is rounding.
 _FLAT = 1e-12
+#: Latents whose nodes are made at a time, so that the work stays in the cache.
+_GROUP = 64
 _FORMAT, _VERSION = "interp.LatentSummary", 1
 
 
@@ -328,11 +330,11 @@ class LatentSummary:
         events is represented exactly.
         """
         stop = self.n_latents if stop is None else stop
-        parts = [_gauss(self._bins[sign], sign, start, stop) for sign in (-1, +1)]
-        latent, x, m, e = (np.concatenate(p) for p in zip(*parts, strict=True))
-        order = np.argsort(latent, kind="stable")
-        counts = np.bincount(latent, minlength=stop - start)
-        return NodeBlock(np.concatenate([[0], np.cumsum(counts)]), x[order], m[order], e[order])
+        groups = [
+            _gauss_nodes(self._bins, first, min(first + _GROUP, stop)) for first in range(start, stop, _GROUP)
+        ]
+        counts, x, m, e = (np.concatenate(parts) for parts in zip(*groups, strict=True))
+        return NodeBlock(np.concatenate([[0], np.cumsum(counts)]), x, m, e)
 
     # ------------------------------------------------------------------------------- on disk
 
@@ -393,7 +395,18 @@ class LatentSummary:
             raise ValueError(f"{path} is damaged: event counts and bins disagree")
 
 
+def _gauss_nodes(bins: dict[int, _Bins], start: int, stop: int) -> tuple[np.ndarray, ...]:
+    """Node counts of some latents, and their nodes' x, m and e, latent by latent."""
+    parts = [_gauss(bins[sign], sign, start, stop) for sign in (-1, +1) if bins[sign].table.shape[2]]
+    if not parts:
+        return np.zeros(stop - start, np.int64), np.zeros(0), np.zeros(0), np.zeros(0)
+    latent, x, m, e = (np.concatenate(p) for p in zip(*parts, strict=True))
+    order = np.argsort(latent, kind="stable")
+    return np.bincount(latent, minlength=stop - start), x[order], m[order], e[order]
+
+
 def _gauss(bins: _Bins, sign: int, start: int, stop: int) -> tuple[np.ndarray, ...]:
+    """Latent (from `start`), x, m and e of the 2-point rule of every occupied bin."""
     table = bins.table[start:stop]
     latent, key = np.nonzero(table[:, 0, :])
     m0, m1, m2, m3 = (table[:, moment, :][latent, key] for moment in range(4))
@@ -405,21 +418,19 @@ def _gauss(bins: _Bins, sign: int, start: int, stop: int) -> tuple[np.ndarray, .
     skew = np.where(flat, 0.0, third) / variance
     # The root of larger size first, the other from their product −v: no cancellation.
     root = 0.5 * (skew + np.copysign(np.sqrt(skew**2 + 4.0 * variance), skew))
-    left, right = np.minimum(root, -variance / root), np.maximum(root, -variance / root)
+    other = -variance / root
+    left, right = np.minimum(root, other), np.maximum(root, other)
     share = np.where(flat, 1.0, right / (right - left))
-    left, right = np.where(flat, 0.0, left), np.where(flat, 0.0, right)
     octave, step = np.divmod(key + bins.low, _PER_OCTAVE)
     scale = np.ldexp(1.0, octave - 127)
     half = scale / (2 * _PER_OCTAVE)
     error = np.where(flat | (m0 <= 2), 0.0, half**4 / 96.0)
-    out = []
-    for offset, weight in ((left, m0 * share), (right, m0 * (1.0 - share))):
-        u = np.clip(mean + offset, 0.0, 1.0)
-        x = sign * scale * (1.0 + (step + u) / _PER_OCTAVE)
-        out.append((latent, x, weight, weight * error))
-    both = [np.concatenate(p) for p in zip(*out, strict=True)]
-    real = both[2] > 0  # the second node of a flat bin has no weight
-    return tuple(p[real] for p in both)
+    u = np.concatenate([np.where(flat, mean, mean + left), mean + right])
+    m = np.concatenate([m0 * share, m0 * (1.0 - share)])
+    real = m > 0  # the second node of a flat bin has no weight
+    latent, scale, step, error = (np.tile(a, 2)[real] for a in (latent, scale, step, error))
+    x = sign * scale * (1.0 + (step + np.clip(u[real], 0.0, 1.0)) / _PER_OCTAVE)
+    return latent, x, m[real], m[real] * error
 
 
 def _row_batches(shard: Shard, rows: int | None) -> Iterator[Shard]:
