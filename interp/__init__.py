@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from interp import events, run
 
 if TYPE_CHECKING:
-    from interp import live
+    from interp import capture, live
+    from interp.capture.activations import Activations
     from interp.capture.model import load_model
     from interp.capture.prompts import Prompts
-    from interp.capture.record import Activations, capture
     from interp.capture.steer import steer
     from interp.capture.traits import TraitVectors
     from interp.lens.concepts import ConceptPack
@@ -35,7 +35,7 @@ __version__ = "0.1.0"
 
 #: Public name → the module that holds it. Loaded on first use, so that `import interp` stays quick.
 _HOME = {
-    "Activations": "interp.capture.record",
+    "Activations": "interp.capture.activations",
     "ConceptPack": "interp.lens.concepts",
     "LatentSummary": "interp.probe.summary",
     "Lenses": "interp.lens.library",
@@ -43,7 +43,6 @@ _HOME = {
     "SAE": "interp.sae",
     "Sparse1DProbe": "interp.probe.estimator",
     "TraitVectors": "interp.capture.traits",
-    "capture": "interp.capture.record",
     "load_model": "interp.capture.model",
     "steer": "interp.capture.steer",
     "train_lenses": "interp.lens.train",
@@ -69,8 +68,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "live":
-        return importlib.import_module("interp.live")
+    if name in ("capture", "live"):  # packages; `interp.capture` can be called
+        return importlib.import_module(f"interp.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'interp' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -1,9 +1,15 @@
 """Activations of transformers: one load, many prompts, rows that mean what they say.
 
-The function `interp.capture.record.capture` is ``interp.capture`` for people; inside the package import it from there.
+``interp.capture(model, prompts, sites=…)`` calls `interp.capture.record.capture`: the package is callable, so that the
+name means the same whichever of its modules was imported first.
 """
 
 from __future__ import annotations
+
+import inspect
+import sys
+import types
+from typing import Any
 
 from interp.capture.activations import Activations
 from interp.capture.model import Model, load_model, wrap
@@ -22,3 +28,13 @@ __all__ = [
     "steer",
     "wrap",
 ]
+
+
+class _Callable(types.ModuleType):
+    __signature__ = inspect.signature(capture)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Activations:
+        return capture(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable
