@@ -416,7 +416,7 @@ def _show_projection(page: Report, acts: Activations, prompt: str, trait: str) -
 
     tokens, rows = acts.tokens(prompt), _rows(acts, prompt)
     n_given = int((acts.phase[rows] == 0).sum())
-    # The answer ends where the model says so. The first token is an attention sink, whose norm hides the rest.
+    # The answer ends where the model says so. The first token, an attention sink, would hide the rest.
     end = tokens.index("</s>", n_given) if "</s>" in tokens[n_given:] else len(tokens)
     sites = [s for s in acts.projected if s.startswith("resid_post.") and trait in acts.projected[s]][::-1]
     grid = [acts.projection(s)[rows, acts.projected[s].index(trait)][1:end].numpy() for s in sites]

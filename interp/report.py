@@ -41,7 +41,8 @@ code { font: .88em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; bac
 dl.numbers { display: grid; gap: .8rem; margin: 1.6rem 0;
              grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }
 dl.numbers div { background: var(--panel); border: 1px solid var(--line); border-radius: .5rem;
-                 padding: .8rem 1rem; display: flex; flex-direction: column-reverse; }
+                 padding: .8rem 1rem; display: flex; flex-direction: column-reverse;
+                 justify-content: flex-end; }
 dl.numbers dt { color: var(--soft); font-size: .82rem; line-height: 1.3; }
 dl.numbers dd { margin: 0; font-size: 1.5rem; font-weight: 650; font-variant-numeric: tabular-nums; }
 figure { margin: 1.4rem 0; }

@@ -163,6 +163,14 @@ print(len(interp.__all__))
     assert int(python(code)) == len(interp.__all__)
 
 
+def test_interp_capture_is_the_function_and_the_package():
+    """Whichever is imported first, both ways of writing work."""
+    for first in ("interp.capture", "from interp.capture.traits import TraitVectors", "interp.load_model"):
+        code = f"import interp\n{first}\nimport interp.capture.prompts\n"
+        code += "print(callable(interp.capture), interp.capture.prompts.Prompts is interp.Prompts)"
+        assert python(code) == "True True\n"
+
+
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
     """``(module, at the top level)`` for everything a file imports; type-checking imports are left out."""
 
@@ -203,7 +211,12 @@ ARROWS = {
 LAZY_ARROWS = {
     "capture": {"interp.tiny"},  # load_model("tiny")
     "lens": {"interp.tiny"},  # ConceptPack.load("tiny")
-    "live": {"interp.capture.record", "interp.lens.train", "interp.probe.fit", "interp.probe.estimator"},  # the jobs it starts
+    "live": {
+        "interp.capture.record",
+        "interp.lens.train",
+        "interp.probe.fit",
+        "interp.probe.estimator",
+    },  # the jobs it starts
 }
 
 
