@@ -38,12 +38,3 @@ class _Callable(types.ModuleType):
 
 
 sys.modules[__name__].__class__ = _Callable
-
-
-class _Callable(ModuleType):
-    """This package is what ``interp.capture`` names, and calling it captures."""
-
-    __call__ = staticmethod(capture)
-
-
-sys.modules[__name__].__class__ = _Callable
