@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -130,6 +131,7 @@ class Bank:
         self.n_forwarded = self.n_loaded = 0
         self.seconds = 0.0
         self._index: dict[bytes, int] = {}
+        self._rows: dict[tuple[str, int, int], int] = {}
         self._blocks: list[tuple[Tensor, Tensor | None]] = []  # rows, response rows
         self._whole: tuple[Tensor, Tensor | None] | None = None
         self._replies: list[str] = []
@@ -161,11 +163,14 @@ class Bank:
     # ------------------------------------------------------------------ reading
 
     def __contains__(self, sample: Sample) -> bool:
-        return self._key(sample) in self._index
+        return self._find(sample) is not None
 
     def index(self, samples: Iterable[Sample]) -> Tensor:
         """Rows of samples that are in the bank, int64; KeyError for one that is not."""
-        return torch.tensor([self._index[self._key(s)] for s in samples], dtype=torch.int64)
+        found = [self._find(s) for s in samples]
+        if None in found:
+            raise KeyError(f"{sum(f is None for f in found)} of {len(found)} samples are not in the bank")
+        return torch.tensor(found, dtype=torch.int64)
 
     def take(self, index: Tensor, *, response: bool = False) -> Tensor:
         """Rows by number, float32 ``[*index.shape, width]``; of the continuations with `response`."""
@@ -206,9 +211,8 @@ class Bank:
         """
         missing: dict[bytes, Sample] = {}
         for sample in samples:
-            key = self._key(sample)
-            if key not in self._index:
-                missing.setdefault(key, sample)
+            if self._find(sample) is None:
+                missing.setdefault(self._key(sample), sample)
         if not missing:
             return True
         start = time.perf_counter()
@@ -284,61 +288,70 @@ class Bank:
         prompts: list[tuple[str, dict[str, Any]]],
         by_text: dict[str, list[tuple[bytes, Sample]]],
     ) -> None:
-        rows, ids, offsets = acts[self.site], acts.token_ids, acts.offsets
-        given = acts.phase == 0
-        special = torch.tensor(sorted(_structural_ids(self.model.tokenizer)), dtype=torch.int64)
-        content = ~torch.isin(ids, special)
-        # Token ids were ours, so the spans fit; capture gives them back in its own order.
-        keys: list[bytes] = []
-        owners: list[int] = []
-        masks: list[Tensor] = []
-        for i, (text, encoded) in enumerate(prompts):
-            a, b = int(offsets[i]), int(offsets[i + 1])
-            whole = given[a:b] & content[a:b]
-            if not bool(whole.any()):
-                whole = given[a:b]
-            for key, sample in by_text[text]:
-                keys.append(key)
-                owners.append(i)
-                masks.append(self._span(sample, encoded, whole) if self.pooling == "span" else whole)
-        if owners == list(range(len(prompts))):
-            pooled = pool(rows, offsets, torch.cat(masks), self.pooling)
-        else:  # a prompt with several spans: its rows are taken once for each
-            lengths = offsets.diff()[owners]
-            index = torch.cat([torch.arange(int(offsets[i]), int(offsets[i + 1])) for i in owners])
-            repeated = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-            pooled = pool(rows[index], repeated, torch.cat(masks), self.pooling)
+        """Pool the rows of finished prompts and keep them, one row per prompt and span."""
+        keys = [key for text, _ in prompts for key, _ in by_text[text]]
+        samples = [sample for text, _ in prompts for _, sample in by_text[text]]
+        owners = torch.tensor([i for i, (text, _) in enumerate(prompts) for _ in by_text[text]])
+        rows, ids, given = acts[self.site], acts.token_ids, acts.phase == 0
+        content = ~torch.isin(ids, torch.tensor(sorted(_structural_ids(self.model.tokenizer))))
+        mask = _at_least_one(given & content, given, acts.offsets)
+        # A prompt with several spans has its rows repeated; without one, `at` is every token in order.
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), acts.offsets.diff()[owners].cumsum(0)])
+        shift = torch.repeat_interleave(acts.offsets[owners] - offsets[:-1], offsets.diff())
+        at = torch.arange(int(offsets[-1])) + shift
+        if self.pooling == "span":
+            chosen = self._spans(samples, [prompts[i][1] for i in owners.tolist()], offsets)
+        else:
+            chosen = mask[at]
+        repeated = rows if len(at) == len(rows) else rows[at]
+        pooled = pool(repeated, offsets, chosen, self.pooling)
         answers: Tensor | None = None
         texts: list[str] = []
         if self.continuation:
-            said = ~given & content
-            for i in range(len(prompts)):
-                a, b = int(offsets[i]), int(offsets[i + 1])
-                if not bool(said[a:b].any()):  # it ended at once: the state at the end is all there is
-                    said[b - 1] = True
-            answers = pool(rows, offsets, said, "mean")[owners]
-            tokenizer = self.model.tokenizer
-            for i in owners:
-                a, b = int(offsets[i]), int(offsets[i + 1])
-                texts.append(tokenizer.decode(ids[a:b][~given[a:b]], skip_special_tokens=True))
+            # A response of nothing but an end token is pooled over that.
+            said = _at_least_one(~given & content, ~given, acts.offsets)
+            answers = pool(rows, acts.offsets, said, "mean")[owners]
+            for i in owners.tolist():
+                part = slice(int(acts.offsets[i]), int(acts.offsets[i + 1]))
+                texts.append(self.model.tokenizer.decode(ids[part][~given[part]], skip_special_tokens=True))
         bad = (~torch.isfinite(pooled).all(dim=1)).nonzero()[:, 0].tolist()
         if bad:
             raise FloatingPointError(
                 f"{len(bad)} of {len(pooled)} prompts gave activations that are not finite at {self.site}, "
-                f"first {prompts[owners[bad[0]]][0]!r}; load the model in bfloat16 or float32"
+                f"first {samples[bad[0]].text!r}; load the model in bfloat16 or float32"
             )
         if self.folder is not None:
             self._write(keys, pooled, answers, texts)
         self._add(keys, pooled, answers, texts)
 
     @staticmethod
-    def _span(sample: Sample, encoded: dict[str, Any], whole: Tensor) -> Tensor:
-        inside = [b > a and b > sample.start and a < sample.stop for a, b in encoded["spans"]]
-        mask = torch.zeros_like(whole)
-        mask[: len(inside)] = torch.tensor(inside)
-        if not bool(mask.any()):
+    def _spans(samples: list[Sample], encoded: list[dict[str, Any]], offsets: Tensor) -> Tensor:
+        """Tokens that overlap the example of their prompt. Token ids were ours, so the spans fit."""
+        lengths = offsets.diff().numpy()
+        begin, end = np.zeros((2, int(offsets[-1])), dtype=np.int64)
+        at = 0
+        for e, n in zip(encoded, lengths.tolist(), strict=True):
+            spans = np.asarray(e["spans"], dtype=np.int64)
+            begin[at : at + len(spans)], end[at : at + len(spans)] = spans.T
+            at += n  # generated tokens follow, with the empty span 0:0
+        start = np.repeat([s.start for s in samples], lengths)
+        stop = np.repeat([s.stop for s in samples], lengths)
+        inside = (end > begin) & (end > start) & (begin < stop)
+        found = np.add.reduceat(inside, offsets[:-1].numpy())
+        if not found.all():
+            sample = samples[int(np.argmin(found > 0))]
             raise ValueError(f"no token of {sample.text!r} lies in {sample.filler!r}")
-        return mask
+        return torch.from_numpy(inside)
+
+    def _find(self, sample: Sample) -> int | None:
+        """Row of a sample; the hash is computed once per prompt and span."""
+        name = (sample.text, sample.start, sample.stop)
+        row = self._rows.get(name)
+        if row is None:
+            row = self._index.get(self._key(sample))
+            if row is not None:
+                self._rows[name] = row
+        return row
 
     def _key(self, sample: Sample) -> bytes:
         span = f"{sample.start}:{sample.stop}" if self.pooling == "span" else ""
@@ -386,6 +399,13 @@ class Bank:
                 ) from error
             self._add(keys, rows, answers, texts)
         self.n_loaded = len(self._index)
+
+
+def _at_least_one(mask: Tensor, fallback: Tensor, offsets: Tensor) -> Tensor:
+    """`mask`, and where it is empty for a prompt `fallback`."""
+    owner = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
+    empty = torch.bincount(owner[mask], minlength=len(offsets) - 1) == 0
+    return mask | (fallback & empty[owner])
 
 
 def _structural_ids(tokenizer: Any) -> set[int]:

@@ -39,17 +39,17 @@ class BagOfWords:
 
     def rows(self, texts: Sequence[str]) -> sp.csr_array:
         """One row per text; unknown words are left out."""
-        data: list[float] = []
-        columns: list[int] = []
-        indptr = [0]
-        for text in texts:
-            counts = Counter(self._column[w] for w in _words(text) if w in self._column)
-            values = np.array([(1 + np.log(c)) * self._idf[j] for j, c in counts.items()])
-            norm = np.sqrt((values**2).sum()) if len(values) else 1.0
-            data += (values / norm).tolist()
-            columns += list(counts)
-            indptr.append(len(columns))
-        return sp.csr_array((data, columns, indptr), shape=(len(texts), max(len(self._column), 1)))
+        known = self._column
+        found = [[known[w] for w in _words(text) if w in known] for text in texts]
+        lengths = [len(f) for f in found]
+        row = np.repeat(np.arange(len(texts)), lengths)
+        column = np.fromiter((c for f in found for c in f), dtype=np.int64, count=sum(lengths))
+        width = max(len(known), 1)
+        # Adding duplicates up is what counts the words.
+        counts = sp.coo_array((np.ones(len(row)), (row, column)), shape=(len(texts), width)).tocsr()
+        counts.data = (1 + np.log(counts.data)) * self._idf[counts.indices]
+        norms = np.sqrt(np.asarray(counts.multiply(counts).sum(axis=1)).ravel())
+        return sp.csr_array(sp.diags_array(1 / np.where(norms > 0, norms, 1.0)) @ counts)
 
 
 def _words(text: str) -> list[str]:

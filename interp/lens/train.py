@@ -201,7 +201,7 @@ def train_lenses(
         Tokens to generate behind each prompt; their mean is a second row of the prompt, in its group.
     templates : Templates, optional
     shares : mapping, optional
-        Of sibling, cousin and far negatives; 0.5, 0.25, 0.25 by default.
+        Of the kinds of negatives, see `interp.lens.samples.SHARES`.
     dtype : str or torch.dtype, optional
         To load the model in, if `model` is a name. Fits are in float32 whatever it is.
     batch_tokens : int or "auto"
@@ -393,13 +393,12 @@ class _Training:
             for job in self.active:  # back to the samples of the fit that stands
                 job.use(self._fitted_with(job))
             return
-        rows = rows_of(self.bank, [s for j in self.active for s in [*j.train_positive, *j.train_negative]])
-        mean, scale = statistics(rows.flatten(0, 1))
+        mean, scale = statistics(self._training_rows(self.active))
         before = {id(j): j for j in self.active}
         todo = sorted(self.active, key=lambda j: len(j.train_positive) + len(j.train_negative))
         phases = 2 if self.bank.continuation else 1
         while todo:
-            size = max(1, _BATCH_BYTES // (4 * rows.shape[-1] * phases * max(2 * n, 1)))
+            size = max(1, _BATCH_BYTES // (4 * len(mean) * phases * 2 * n))
             part, todo = todo[:size], todo[size:]
             self._fit(part, mean, scale, n)
             if self.emit.stop:
@@ -410,6 +409,11 @@ class _Training:
             for job in self.active:
                 job.use(self._fitted_with(job))
         self._end(finished)
+
+    def _training_rows(self, jobs: list[Job]) -> Tensor:
+        """Rows of the training samples of lenses, each prompt once."""
+        every = {s.text: s for j in jobs for s in [*j.train_positive, *j.train_negative]}
+        return rows_of(self.bank, list(every.values())).flatten(0, 1)
 
     def _fitted_with(self, job: Job) -> int:
         return self.growth[job.n_iter - 1] if job.n_iter else 0
@@ -580,8 +584,7 @@ class _Training:
                 torch.zeros(0, 0),
             )
             return Lenses(reports, *empty, {**meta, "typical_norm": float("nan")}, model=model)
-        used = [s for j in fitted for s in [*j.train_positive, *j.train_negative]]
-        rows = rows_of(bank, used).flatten(0, 1)
+        rows = self._training_rows(fitted)
         mean, scale = statistics(rows)
         meta["typical_norm"] = float(rows.norm(dim=1).median())
         root = len(mean) ** 0.5
