@@ -97,7 +97,7 @@ def zoo(name: str, dtype: torch.dtype = torch.float32, attention: str = "auto") 
     hf = auto.from_config(config)
     with torch.no_grad():
         for p in hf.parameters():
-            p.add_(torch.randn_like(p) * (0.1 if p.ndim == 1 else 0.15))
+            p.add_(torch.randn_like(p) * (0.1 if p.ndim == 1 else 0.08))
     return wrap(hf.to(dtype), tokenizer(), name=name)
 
 

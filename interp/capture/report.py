@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Clock", "Costs", "estimate_costs", "summary", "table"]
 
 #: The stages, in order. "record" is copying rows inside the hooks, "host" bringing them to the CPU in order.
-STAGES = ("load", "tokenise", "prefill", "decode", "record", "project", "host", "check", "write")
+STAGES = ("tokenise", "prefill", "decode", "record", "project", "host", "check", "write")
 
 
 class Clock:
@@ -133,6 +133,7 @@ def build(
 ) -> dict[str, Any]:
     """The report of a run, as it stands in the manifest."""
     return {
+        "load_seconds": model.load_seconds,
         "stages": clock.stages,
         **{f"tokens_{k}": v for k, v in totals.items()},
         "bytes_peak": peak,
@@ -148,8 +149,9 @@ def table(report: dict[str, Any]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Indexed by stage: ``seconds``, ``share`` of the run, and tokens per second ``real`` and ``padded`` (of the
-        model's passes, and of everything but loading in the row "total"). ``attrs`` holds the rest of the report.
+        Indexed by stage: ``seconds``, ``share`` of the run, and tokens per second ``real`` and ``padded`` of the
+        model's passes and of the whole. "load" stands first and is not part of the total: a model is loaded once for
+        any number of runs. ``attrs`` holds the rest of the report.
     """
     import pandas as pd
 
@@ -163,18 +165,18 @@ def table(report: dict[str, Any]) -> pd.DataFrame:
         "decode": (report["tokens_generated"], report["tokens_generated"]),
         "total": (report["tokens_real"], report["tokens_padded"]),
     }
-    rows = []
+    nan = math.nan
+    rows = [{"stage": "load", "seconds": report["load_seconds"], "share": nan, "real": nan, "padded": nan}]
     for stage in [*(s for s in STAGES if s in stages), "total"]:
-        seconds = total if stage == "total" else stages[stage]
-        running = seconds - (stages.get("load", 0.0) if stage == "total" else 0.0)
-        real, padded = tokens.get(stage, (math.nan, math.nan))
+        seconds = stages.get(stage, total)
+        real, padded = tokens.get(stage, (nan, nan))
         rows.append(
             {
                 "stage": stage,
                 "seconds": seconds,
-                "share": seconds / total if total else math.nan,
-                "real": real / running if running else math.nan,
-                "padded": padded / running if running else math.nan,
+                "share": seconds / total if total else nan,
+                "real": real / seconds if seconds else nan,
+                "padded": padded / seconds if seconds else nan,
             }
         )
     frame = pd.DataFrame(rows).set_index("stage")
@@ -185,13 +187,13 @@ def table(report: dict[str, Any]) -> pd.DataFrame:
 def summary(report: dict[str, Any]) -> str:
     """The report in three sentences: time, padding, and whether the machine is used."""
     stages = report["stages"]
-    total = sum(stages.values()) - stages.get("load", 0.0)
+    total = sum(stages.values())
     model_share = (stages.get("prefill", 0.0) + stages.get("decode", 0.0)) / total if total else 0.0
     waste = 1 - report["tokens_real"] / report["tokens_padded"] if report["tokens_padded"] else 0.0
     used = report["bytes_peak"] / report["memory_total"] if report["memory_total"] else 0.0
     return (
         f"{report['tokens_real']:,} tokens in {total:.2f} s, {model_share:.0%} of it inside the model "
-        f"(loading took another {stages.get('load', 0.0):.2f} s). Padding was {waste:.1%} of what the model saw, in "
+        f"(loading took another {report['load_seconds']:.2f} s). Padding was {waste:.1%} of what the model saw, in "
         f"{report['n_batches']} batches of up to {report['batch_tokens']:,} tokens. Memory in use: "
         f"{describe(report['bytes_peak'])} of {describe(report['memory_total'])} ({used:.0%})."
     )
