@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from interp import __version__
+
+if TYPE_CHECKING:
+    from interp.events import JsonlLog
 
 app = typer.Typer(
     name="interp",
@@ -22,7 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-bench = typer.Typer(no_args_is_help=True, help="Measure on this machine: one command per job.")
+bench = typer.Typer(
+    invoke_without_command=True, help="Measure on this machine: one command per job; without one, all."
+)
 app.add_typer(bench, name="bench")
 
 Model = Annotated[
@@ -54,6 +61,18 @@ def _options(
     logging.getLogger("interp").setLevel(level)
 
 
+@contextmanager
+def _logged(path: Path | None) -> Iterator[JsonlLog | None]:
+    """The hook for ``--log``, closed at the end."""
+    if path is None:
+        yield None
+        return
+    from interp.events import JsonlLog
+
+    with JsonlLog(path) as log:
+        yield log
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report.")] = Path("runs/demo"),
@@ -63,6 +82,58 @@ def demo(
     from interp.demo import demo as run
 
     run(out, seed=seed)
+
+
+@app.command()
+def capture(
+    experiment: Annotated[
+        str, typer.Option("--experiment", "-e", help="Folder; a bare name is one in runs/.")
+    ],
+    trait: Annotated[
+        list[str] | None,
+        typer.Option("--trait", "-t", help="Project on the vector of this trait; repeatable."),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option("--prompts", "-p", help="A prompt; repeatable.")
+    ] = None,
+    prompts_file: Annotated[
+        list[str] | None,
+        typer.Option("--prompts-file", "-f", help="A .txt or .jsonl file, or one that ships; repeatable."),
+    ] = None,
+    model: Model = "tiny",
+    tier: Annotated[int, typer.Option(help="2: all layers, projected. 3: one layer in full.")] = 2,
+    layer: Annotated[int | None, typer.Option(help="The layer of tier 3; the middle one by default.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate behind each prompt.")] = 50,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    check: Annotated[int, typer.Option(help="Run so many prompts again alone, and compare.")] = 0,
+    device: Device = "auto",
+    save_json: Annotated[
+        bool, typer.Option("--save-json", help="A small JSON file per prompt file.")
+    ] = False,
+    seed: Seed = 0,
+    log: Log = None,
+) -> None:
+    """Capture many prompts for many traits with one load of the model."""
+    from interp.capture.plan import run_plan, summarise
+
+    with _logged(log) as hook:
+        folder = run_plan(
+            experiment,
+            trait or (),
+            prompts or (),
+            prompts_file or (),
+            model=model,
+            tier=tier,
+            layer=layer,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            check=check,
+            device=device,
+            save_json=save_json,
+            seed=seed,
+            iteration_hook=hook,
+        )
+    print(summarise(folder))
 
 
 @app.command()
@@ -86,14 +157,14 @@ def probe(
     """Fit a 1-D logistic probe for every (latent, class) pair of a sparse code."""
     if out.exists() and not force:
         raise FileExistsError(f"{out} exists: give another --out, or --force to overwrite it")
-    from interp.events import JsonlLog
     from interp.probe import Sparse1DProbe
     from interp.probe.data import load_csr, load_labels, write_metrics_npz
 
     x = load_csr(code)
     y = load_labels(labels, x.shape[0])
     fitted = Sparse1DProbe(ridge=ridge, max_iter=max_iter, tol=tol)
-    fitted.fit(x, y, n_classes=n_classes, iteration_hook=None if log is None else JsonlLog(log))
+    with _logged(log) as hook:
+        fitted.fit(x, y, n_classes=n_classes, iteration_hook=hook)
     tp, fp, tn, fn = fitted.confusion(x, y, threshold=threshold)
     write_metrics_npz(
         out,
@@ -107,6 +178,105 @@ def probe(
     )
     print(f"{fitted.coef_.size:,} pairs → {out}")
     print(fitted.best_latents(1).head(top).to_string(index=False))
+
+
+@app.command()
+def lenses(
+    out: Annotated[Path, typer.Argument(help="Folder for the lenses; a killed run goes on there.")],
+    pack: Annotated[str, typer.Option(help="Concepts as JSON; `tiny` is the pack that ships.")] = "tiny",
+    model: Model = "tiny",
+    site: Annotated[
+        str | None, typer.Option(help="Where they read; the middle layer's end by default.")
+    ] = None,
+    level: Annotated[
+        list[int] | None, typer.Option("--level", "-l", help="Only this level of the ontology; repeatable.")
+    ] = None,
+    f1_target: Annotated[float, typer.Option(help="F1 at which a lens stops growing.")] = 0.95,
+    validation_blocking: Annotated[
+        bool, typer.Option("--validation-blocking", help="Go on until the grade is A or B, too.")
+    ] = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+    log: Log = None,
+) -> None:
+    """Train and grade concept lenses, level by level of the ontology."""
+    from interp.capture.model import load_model
+    from interp.lens.levels import train_by_level
+
+    loaded = load_model(model, device=device)
+    with _logged(log) as hook:
+        trained = train_by_level(
+            loaded,
+            pack,
+            site=site or f"resid_post.{(loaded.n_layers - 1) // 2}",
+            out=out,
+            levels=level,
+            seed=seed,
+            iteration_hook=hook,
+            f1_target=f1_target,
+            validation_blocking=validation_blocking,
+        )
+    frame = trained.frame()
+    print(frame.groupby("level")["grade"].value_counts().unstack(fill_value=0).to_string())
+    print(trained.blocking_table().round(2).to_string(index=False))
+    print(f"{len(trained)} lenses → {out}")
+
+
+@app.command()
+def profile(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for both flames and the table.")] = Path(
+        "runs/profile"
+    ),
+    code: Annotated[
+        Path | None, typer.Option(help="Sparse code (token_acts.npz); random by default.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Its labels (labels.bin).")] = None,
+    n_rows: Annotated[int, typer.Option(help="Rows of the shard.")] = 1000,
+    n_classes: Annotated[int, typer.Option(help="Classes.")] = 256,
+    n_latents: Annotated[int, typer.Option(help="Latents of the random code.")] = 2048,
+    seed: Seed = 0,
+) -> None:
+    """Profile a probe fit in a fresh process: flames with the hook off and with DEBUG logging."""
+    from interp.live.flame import profile_fit
+
+    report = profile_fit(
+        out,
+        token_acts=code,
+        labels=labels,
+        n_rows=n_rows,
+        n_classes=n_classes,
+        n_latents=n_latents,
+        seed=seed,
+    )
+    print(report["summary"])
+    for name in ("flame_off", "flame_debug", "hotspots"):
+        print(f"{name.replace('_', ' ')}: {report[name]}")
+
+
+@bench.callback()
+def _bench(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        for command in bench.registered_commands:
+            print(f"\n=== interp bench {command.name}", flush=True)
+            context.invoke(command.callback)
+
+
+@bench.command("lenses")
+def bench_lenses(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tables.")] = Path(
+        "runs/bench/lenses"
+    ),
+    model: Model = "tiny",
+    pack: Annotated[str, typer.Option(help="Concepts as JSON; `tiny` is the pack that ships.")] = "tiny",
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Precision and batching: bf16 beside float32, speed and memory by batch, lens quality, steering."""
+    from interp.lens.study import study
+
+    measured = study(model, pack, device=device, seed=seed)
+    measured.save(out)
+    print(measured)
 
 
 def main() -> None:

@@ -126,3 +126,62 @@ def test_a_fault_of_ours_is_named_with_its_type(monkeypatch, call):
     status, _, err = call("demo")
     assert status == 1
     assert err == "interp: KeyError: 'lost'\ninterp --debug … shows where it happened\n"
+
+
+# -------------------------------------------------------------------------- capture, lenses, profile
+
+
+def test_capture_runs_a_plan_and_refuses_to_mix_it(call, tmp_path):
+    from interp.capture import Activations
+    from interp.events import CaptureEnd, read
+
+    folder, log = tmp_path / "experiment", tmp_path / "events.jsonl"
+    plan = ["capture", "-e", folder, "-t", "sycophancy", "-f", "sycophancy", "--max-new-tokens", 3]
+    status, shown, err = call(*plan, "--save-json", "--check", 2, "--log", log)
+    assert status == 0, err
+    acts = Activations.load(folder / "tier2" / "sycophancy")
+    assert acts.n_prompts == 4
+    assert repr(acts) in shown
+    assert (folder / "tier2" / "sycophancy" / "sycophancy.json").exists()
+    assert isinstance(read(log)[-1], CaptureEnd)
+
+    status, _, err = call(*plan[:-1], 4)  # the same folder, another plan
+    assert status == 1
+    assert "max_new_tokens" in err or "another" in err
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    (["-f", "no_such_file.txt"], "no_such_file.txt"),
+    ([], "no prompts"),
+    (["-p", "hello", "-m", "no/such/folder"], "no/such/folder"),
+    (["-p", "hello", "-t", "greed"], "greed"),
+    (["-p", "hello", "--tier", "4"], "tier must be 2 or 3"),
+    (["-p", "is it far? " * 200], "context"),
+], ids=["file", "nothing", "model", "trait", "tier", "long"])  # fmt: skip
+def test_a_capture_that_cannot_be_says_why_and_leaves_nothing(call, tmp_path, args, message):
+    folder = tmp_path / "experiment"
+    status, _, err = call("capture", "-e", folder, *args)
+    assert status == 1
+    lines = [line for line in err.splitlines() if line.startswith("interp: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not list(folder.rglob("manifest.json"))
+
+
+def test_lenses_of_one_level(call, tmp_path):
+    from interp import Lenses
+
+    folder = tmp_path / "lenses"
+    status, shown, err = call("lenses", folder, "--level", 0)
+    assert status == 0, err
+    trained = Lenses.load(folder / "lenses")
+    assert len(trained) == 8
+    assert f"{len(trained)} lenses" in shown
+
+
+def test_profile_writes_both_flames(call, tmp_path):
+    status, shown, err = call("profile", "-o", tmp_path, "--n-rows", 200, "--n-classes", 8, "--n-latents", 64)
+    assert status == 0, err
+    assert "flame_off.html" in shown
+    for name in ("flame_off.html", "flame_debug.html", "hotspots.csv"):
+        assert (tmp_path / name).stat().st_size > 0
