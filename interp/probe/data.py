@@ -14,6 +14,9 @@ import scipy.sparse as sp
 
 __all__ = ["Shard", "check_shard", "columns", "latent_blocks", "load_csr", "load_labels", "shards"]
 
+#: Smaller values count as zeros: below it a float32 loses its precision, and with it the bins theirs.
+_TINY = 2.0**-126
+
 
 class Shard(NamedTuple):
     """Rows of a code with their labels, in canonical form.
@@ -52,7 +55,8 @@ def check_shard(x: Any, y: Any, *, n_latents: int | None = None, n_classes: int 
     Parameters
     ----------
     x : scipy sparse matrix or array, torch sparse CSR tensor, or 2-D array, shape [n_rows, n_latents]
-        float16 and integers become float32 and float64; float32 and float64 stay.
+        float16 and integers become float32 and float64; float32 and float64 stay. Values smaller than
+        2⁻¹²⁶ (1.2e-38, the smallest normal float32) count as zeros.
     y : integer array, shape [n_rows], or sparse matrix, shape [n_rows, n_classes]
         −1 marks an unlabelled row, which is left out everywhere. A sparse `y` is multi-label: its
         non-zeros are the labels.
@@ -78,9 +82,12 @@ def check_shard(x: Any, y: Any, *, n_latents: int | None = None, n_classes: int 
         x.sum_duplicates()
     if keep is not None:
         x, y = x[keep], y[keep]
-    if x.nnz and not x.data.all():
-        x = x.copy()
-        x.eliminate_zeros()
+    if x.nnz and x.data.min() < _TINY:
+        tiny = np.abs(x.data) < _TINY
+        if tiny.any():
+            x = x.copy()
+            x.data[tiny] = 0.0
+            x.eliminate_zeros()
     return Shard(x, y)
 
 

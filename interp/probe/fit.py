@@ -35,6 +35,8 @@ __all__ = ["Fit", "Fitted"]
 _FLOAT32_TOL = 1e-4
 #: Share of the fit's time that the loss of `IterationEnd` may cost.
 _LOSS_SHARE = 0.01
+#: Iterations between looks at whether the rule can bring the pairs still active any further.
+_HAND_OVER_EVERY = 10
 
 Steps = Generator[Event, bool | None, bool]
 
@@ -243,7 +245,11 @@ class Fit:
                     n_inert = int(slab.inert.sum())
                     stopped = yield from self._say(SlabBegin, **where, n_pairs=slab.n_pairs, n_inert=n_inert)
                 while not slab.done and not stopped:
-                    event = self._iteration_event(where, slab, slab.iterate(), n_inert)
+                    did = slab.iterate()
+                    if slab.iteration % _HAND_OVER_EVERY == 0:
+                        slab.hand_over()
+                        did = did._replace(n_active=slab.n_active)
+                    event = self._iteration_event(where, slab, did, n_inert)
                     self.fitted.history.append(event)
                     if self._listening:
                         stopped = bool((yield event))

@@ -7,7 +7,10 @@ a bucket, padded with weight 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +76,7 @@ class Nodes:
         self.n_rows = len(counts)
         self.n_nodes = int(offsets[-1])
         self.device, self.dtype = device, dtype
+        self.n_threads = torch.get_num_threads() if device.type == "cpu" else 1
         self.counts = counts
         self.buckets: list[Bucket] = []
         order = np.argsort(counts, kind="stable")
@@ -133,7 +137,7 @@ class Nodes:
             (node, pair) products per block: the working set.
         """
         blocks = [b for bucket in self.buckets for b in _blocks(bucket, active, block_elements)]
-        return Layout(blocks, self.dtype)
+        return Layout(blocks, self.dtype, self.n_threads)
 
 
 class Block(NamedTuple):
@@ -184,15 +188,29 @@ def _blocks(bucket: Bucket, active: Tensor, block_elements: int) -> Iterator[Blo
 
 
 class Layout:
-    """The active pairs in blocks of a size that the cache holds."""
+    """The active pairs in blocks of a size that the cache holds, shared out among threads.
 
-    def __init__(self, blocks: list[Block], dtype: torch.dtype) -> None:
+    Threads of our own, each with whole blocks, rather than torch's inside each product: on a machine
+    with other work to do, its barriers cost ten times what the parallelism gains.
+    """
+
+    def __init__(self, blocks: list[Block], dtype: torch.dtype, n_threads: int) -> None:
         self.blocks = blocks
-        self.n_evaluations = sum(b.pairs.numel() * b.x1.shape[2] for b in blocks)
-        largest = max((b.pairs.numel() * b.x1.shape[2] for b in blocks), default=0)
+        self.n_evaluations = sum(_size(b) for b in blocks)
         device = blocks[0].x1.device if blocks else torch.device("cpu")
-        self._z = torch.empty(largest, dtype=dtype, device=device)
-        self._zz = torch.empty(largest, dtype=dtype, device=device)
+        self._shares = [share for share in (blocks[k::n_threads] for k in range(n_threads)) if share]
+        largest = max((_size(b) for b in blocks), default=0)
+        self._buffers = [
+            torch.empty(2, largest, dtype=dtype, device=device) for _ in range(len(self._shares))
+        ]
+
+    def _run(self, work: Callable[[list[Block], Tensor], None]) -> None:
+        if len(self._shares) < 2:
+            for share, buffer in zip(self._shares, self._buffers, strict=True):
+                work(share, buffer)
+            return
+        with one_torch_thread():
+            list(_pool(len(self._shares)).map(work, self._shares, self._buffers))
 
     def sums(self, b: Tensor, w: Tensor, out: Tensor) -> None:
         """Σ m σ, Σ m x̃ σ, Σ m σ', Σ m x̃ σ', Σ m x̃² σ' of every active pair.
@@ -204,26 +222,34 @@ class Layout:
         out : Tensor of float64, shape [n_pairs, 5]
             Filled at the active pairs.
         """
-        # σ' = σ − σ²: two products of one sigmoid give all five sums, and no second exponential.
-        for x1, m, _, pairs in self.blocks:
-            shape = (*pairs.shape, x1.shape[2])
-            n = shape[0] * shape[1] * shape[2]
-            z, zz = self._z[:n].view(shape), self._zz[:n].view(shape)
-            theta = torch.stack((b[pairs], w[pairs]), dim=-1).to(z.dtype)
-            torch.bmm(theta, x1, out=z)
-            torch.sigmoid(z, out=z)
-            torch.mul(z, z, out=zz)
-            s = torch.bmm(z, m)
-            d = s - torch.bmm(zz, m)
-            out[pairs] = torch.cat((s[..., :2], d), dim=-1).to(out.dtype)
+
+        def work(blocks: list[Block], buffer: Tensor) -> None:
+            # σ' = σ − σ²: two products of one sigmoid give all five sums, and no second exponential.
+            for x1, m, _, pairs in blocks:
+                shape = (*pairs.shape, x1.shape[2])
+                n = shape[0] * shape[1] * shape[2]
+                z, zz = buffer[0, :n].view(shape), buffer[1, :n].view(shape)
+                theta = torch.stack((b[pairs], w[pairs]), dim=-1).to(z.dtype)
+                torch.bmm(theta, x1, out=z)
+                torch.sigmoid(z, out=z)
+                torch.mul(z, z, out=zz)
+                s = torch.bmm(z, m)
+                d = s - torch.bmm(zz, m)
+                out[pairs] = torch.cat((s[..., :2], d), dim=-1).to(out.dtype)
+
+        self._run(work)
 
     def losses(self, b: Tensor, w: Tensor, out: Tensor) -> None:
         """Σ m softplus(b + w̃ x̃) of every active pair, into ``out[n_pairs]``."""
-        for x1, m, _, pairs in self.blocks:
-            theta = torch.stack((b[pairs], w[pairs]), dim=-1).to(x1.dtype)
-            z = torch.bmm(theta, x1)
-            total = torch.nn.functional.softplus(z, threshold=60.0) @ m[..., :1]
-            out[pairs] = total[..., 0].to(out.dtype)
+
+        def work(blocks: list[Block], buffer: Tensor) -> None:
+            for x1, m, _, pairs in blocks:
+                theta = torch.stack((b[pairs], w[pairs]), dim=-1).to(x1.dtype)
+                z = torch.bmm(theta, x1)
+                total = torch.nn.functional.softplus(z, threshold=60.0) @ m[..., :1]
+                out[pairs] = total[..., 0].to(out.dtype)
+
+        self._run(work)
 
     def rule_errors(self, b: Tensor, w: Tensor, out: Tensor) -> None:
         r"""Bounds on the error of the 2-point rule in n·∂L/∂b and n·∂L/∂w̃, into ``out[n_pairs, 2]``.
@@ -235,18 +261,40 @@ class Layout:
         Both |σ'''| and |σ''''| are at most σ', and within the bin σ' is at most e^{2|w|h} times its
         value at a node.
         """
-        for x1, _, e, pairs in self.blocks:
-            assert e is not None
-            theta = torch.stack((b[pairs], w[pairs]), dim=-1).to(x1.dtype)
-            z = torch.bmm(theta, x1)
-            x = x1[:, None, 1]
-            slope = theta[..., 1:].abs()
-            # half-width / |x| is at most 1/32 in every bin
-            s = torch.sigmoid(z)
-            spread = s * (1.0 - s) * torch.exp(slope * x.abs() * (2.0 / 32.0))
-            weighted = torch.stack((e, e * x1[:, 1].abs()), dim=-1)
-            sums = torch.bmm(spread, weighted)
-            slope = slope[..., 0]
-            over_b = slope**4 * sums[..., 0]
-            over_w = slope**4 * sums[..., 1] + 4.0 * slope**3 * sums[..., 0]
-            out[pairs] = torch.stack((over_b, over_w), dim=-1).to(out.dtype)
+
+        def work(blocks: list[Block], buffer: Tensor) -> None:
+            for x1, _, e, pairs in blocks:
+                assert e is not None
+                theta = torch.stack((b[pairs], w[pairs]), dim=-1).to(x1.dtype)
+                s = torch.sigmoid(torch.bmm(theta, x1))
+                x = x1[:, 1].abs()
+                slope = theta[..., 1:].abs()
+                # half-width / |x| is at most 1/32 in every bin
+                spread = s * (1.0 - s) * torch.exp(slope * x[:, None] * (2.0 / 32.0))
+                sums = torch.bmm(spread, torch.stack((e, e * x), dim=-1))
+                slope = slope[..., 0]
+                over_b = slope**4 * sums[..., 0]
+                over_w = slope**4 * sums[..., 1] + 4.0 * slope**3 * sums[..., 0]
+                out[pairs] = torch.stack((over_b, over_w), dim=-1).to(out.dtype)
+
+        self._run(work)
+
+
+def _size(block: Block) -> int:
+    return block.pairs.numel() * block.x1.shape[2]
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Torch without threads of its own inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@cache
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n_threads, "interp-probe", initializer=torch.set_num_threads, initargs=(1,))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.probe import lm
-from interp.probe.nodes import Nodes
+from interp.probe.nodes import Nodes, one_torch_thread
 
 __all__ = ["STATUS", "Iteration", "Problem", "Rules", "Slab"]
 
@@ -111,6 +111,7 @@ class Slab:
         The pairs to solve; by default all.
     """
 
+    @one_torch_thread()
     def __init__(
         self,
         problem: Problem,
@@ -174,6 +175,7 @@ class Slab:
     def done(self) -> bool:
         return self.iteration >= self.rules.max_iter or self.n_active == 0
 
+    @one_torch_thread()
     def iterate(self) -> Iteration:
         """One LM iteration of every active pair."""
         began = time.perf_counter()
@@ -287,6 +289,7 @@ class Slab:
         band = (float(lam.min()), *map(float, inner), float(lam.max()))
         return band, float(self.g[:, at].abs().max())
 
+    @one_torch_thread()
     def losses(self, at: Tensor | None = None) -> Tensor:
         """Loss without the ridge of the pairs `at` (default all), by the node set."""
         chosen = torch.ones(len(self.b), dtype=torch.bool, device=self.device)
@@ -300,25 +303,51 @@ class Slab:
         zeros = self.problem.n_zero[self.row[at]] * torch.nn.functional.softplus(b, threshold=60.0)
         return (over_events[at] + zeros - b * self._count[at] - w * self.label_sum[at]) / self.problem.n
 
+    @one_torch_thread()
     def inexact(self) -> Tensor:
         """Pairs for which the 2-point rule may not be exact enough; bool [n_pairs].
 
         The error bound on the gradient must be below `tol`, and what it can do to the loss below
-        `tol_loss`. A cheap bound with |x| ≤ max|x| in every bin clears most pairs; the rest pay for
-        the bin by bin bound of `Layout.rule_errors`.
+        `tol_loss`.
         """
+        return self._too_large(
+            *self._rule_errors(torch.ones(len(self.b), dtype=torch.bool, device=self.device))
+        )
+
+    def hand_over(self) -> None:
+        """End the active pairs that the rule can bring no further: the raw events must take over.
+
+        Where its error bound exceeds both what is asked and what is left of the gradient, another step
+        would follow the error; on a separable pair it would do so until the ridge stops it, far away.
+        """
+        at = self._at if self._live is None else self._at[self._live]
+        active = torch.zeros(len(self.b), dtype=torch.bool, device=self.device)
+        active[at] = True
+        errors = self._rule_errors(active)
+        lost = active & self._too_large(*errors) & (torch.maximum(*errors) > self.g.abs().amax(dim=0))
+        if bool(lost.any()):
+            self.status[lost] = NEEDS_POLISH
+            self._compact(at[~lost[at]])
+
+    def _rule_errors(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds on the rule's error in ∂L/∂b and ∂L/∂w̃ of the pairs `wanted`; 0 for the others.
+
+        A cheap bound with |x| ≤ max|x| in every bin clears most pairs; the rest pay for the bin by bin
+        bound of `Layout.rule_errors`.
+        """
+        bounds = torch.zeros(len(self.b), 2, dtype=self.dtype, device=self.device)
         if any(bucket.e is None for bucket in self.nodes.buckets):
-            return torch.zeros(len(self.b), dtype=torch.bool, device=self.device)  # raw events: no rule
+            return bounds[:, 0], bounds[:, 1]  # raw events: no rule
         row = self.row
         top = torch.maximum(self.problem.x_low[row].abs(), self.problem.x_high[row].abs())
         w = self.w.abs()
         crude = top**2 * self.h[2] * torch.exp((w * top / 16.0).clamp(max=300.0)) / (32.0**4 * 96.0)
-        doubtful = self._too_large(crude * w**4, crude * (w**4 * top + 4.0 * w**3))
-        if not bool(doubtful.any()):
-            return doubtful
-        bounds = torch.zeros(len(self.b), 2, dtype=self.dtype, device=self.device)
-        self.nodes.layout(doubtful.view(self.shape), self.block_elements).rule_errors(self.b, self.w, bounds)
-        return doubtful & self._too_large(bounds[:, 0] / self.problem.n, bounds[:, 1] / self.problem.n)
+        doubtful = wanted & self._too_large(crude * w**4, crude * (w**4 * top + 4.0 * w**3))
+        if bool(doubtful.any()):
+            self.nodes.layout(doubtful.view(self.shape), self.block_elements).rule_errors(
+                self.b, self.w, bounds
+            )
+        return bounds[:, 0] / self.problem.n, bounds[:, 1] / self.problem.n
 
     def _too_large(self, error_b: Tensor, error_w: Tensor) -> Tensor:
         # With unknown signs, ½ eᵀH⁻¹e is largest where e points against the correlation in H.

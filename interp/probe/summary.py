@@ -443,7 +443,7 @@ def _row_batches(shard: Shard, rows: int | None) -> Iterator[Shard]:
         per_row = max(1.0, shard.x.nnz / max(1, shard.n_rows))
         events = min(max(512 * shard.x.shape[1], 1 << 20), 1 << 25)
         rows = max(1, int(events / per_row))
-        rows = -(-shard.n_rows // max(1, round(shard.n_rows / rows)))  # equal parts
+        rows = max(1, -(-shard.n_rows // max(1, round(shard.n_rows / rows))))  # equal parts
     for begin in range(0, shard.n_rows, rows):
         end = min(begin + rows, shard.n_rows)
         yield Shard(_rows(shard.x, begin, end), shard.y[begin:end])
