@@ -205,18 +205,21 @@ class Activations:
         self._expect(site)
         i = self._find(prompt)
         start, stop = int(self.offsets[i]), int(self.offsets[i + 1])
-        if site in self._whole:
-            return self._whole[site][start:stop]
+        name = self._stored(site)
+        if name in self._whole:
+            return self._whole[name][start:stop]
         s, k = self._where[i]
         first = sum(self._shards[s].lengths[:k])
-        return self._shards[s].read_rows(self._stored(site), first, first + stop - start)
+        return self._shards[s].read_rows(name, first, first + stop - start)
 
     def batches(self) -> Iterator[tuple[list[str], Shard]]:
-        """Shard after shard, for what does not fit in memory: ids of its prompts, and the shard (``.read(site)``).
+        """Shard after shard, for what does not fit in memory: ids of its prompts, and the shard.
 
-        The rows of a shard are in the order of *its* prompts.
+        ``shard.tensors[site]`` holds the rows of a site, in the order of *its* prompts.
         """
-        for shard in self._shards:
+        for shard in map(self._filled, self._shards):
+            for site in self.sites if self.meta["keep_states"] else ():
+                shard.tensors[site] = shard.tensors[self._stored(site)]
             yield [self.meta["prompt_ids"][p] for p in shard.prompts], shard
 
     def tokens(self, prompt: int | str) -> list[str]:
