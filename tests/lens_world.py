@@ -23,7 +23,14 @@ LEAVES = {
     "boat": "ship canoe ferry raft yacht barge",
     "plane": "jet helicopter glider balloon rocket kite",
 }
-PARENTS = {"bird": "animal", "fish": "animal", "insect": "animal", "car": "vehicle", "boat": "vehicle", "plane": "vehicle"}
+PARENTS = {
+    "bird": "animal",
+    "fish": "animal",
+    "insect": "animal",
+    "car": "vehicle",
+    "boat": "vehicle",
+    "plane": "vehicle",
+}
 SUBJECTS = "boy girl king cook".split()
 VERBS = "saw likes drew found wants lost".split()
 PLACES = "park town hall yard garden station".split()
@@ -83,5 +90,8 @@ def model(seed: int = 0, width: int = 48, dtype: torch.dtype = torch.float32) ->
         eos_token_id=2,
     )
     torch.manual_seed(seed)
-    hf = LlamaForCausalLM(config).to(dtype)
+    hf = LlamaForCausalLM(config)
+    # What a token is should weigh more than what stands before it, as in a trained model.
+    hf.model.embed_tokens.weight.data *= 8
+    hf = hf.to(dtype)
     return wrap(hf, tokenizer, name="world")

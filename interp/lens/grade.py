@@ -1,10 +1,9 @@
 r"""Grades that luck cannot earn.
 
 The discriminability score of a lens is 2·AUROC − 1 of its logits on held-out prompts, against siblings: 0 is
-chance, 1 perfect. The letter is read off the *lower* end of the two-sided 95 % interval: A ≥ 0.5, B ≥ 0.2, C below,
-U where there are fewer
-than 8 independent prompts of a class (with 8 and 8 nearly perfect scores earn a B at most, and half of the good
-lenses would be called C).
+chance, 1 perfect. The letter is read off the *lower* end of the two-sided 95 % interval: A ≥ 0.5, B ≥ 0.2, C
+below. U: fewer than 8 independent prompts of a class, of which only a perfect score could earn an A, and half of the
+good lenses would be called C.
 
 The interval is the wider, on each side, of two:
 

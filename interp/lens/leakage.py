@@ -45,7 +45,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = NEAR) -> np.ndarray
     Returns
     -------
     array, shape (n_pairs, 2), int64
-        Indices i < j into `texts`.
+        Indices i < j into `texts`. Of texts that are equal, the first stands for all: each other one is paired with it alone.
 
     Notes
     -----

@@ -37,6 +37,8 @@ __all__ = ["train_lenses"]
 logger = logging.getLogger(__name__)
 
 _FOLDS = 4
+#: Rows that means and scales are taken from, at least, where there are so many.
+_LEAST_ROWS = 512
 #: Bytes of gathered rows that are fitted as one batch.
 _BATCH_BYTES = 64 * 2**20
 
@@ -236,7 +238,7 @@ def train_lenses(
     emit = Emitter(iteration_hook)
     bank = _bank(model, bank, dtype, site, pooling, continuation, seed, batch_tokens)
     samples = Samples(pack, seed=seed, templates=templates, shares=shares)
-    jobs = [_plan(samples, pack[c], max(growth), seed) for c in chosen]
+    jobs = [_plan(samples, pack[c], max(growth) + 1, seed) for c in chosen]
     run = _Training(jobs, samples, bank, emit, seed, head)
     run.f1_target, run.f1_rule, run.blocking = f1_target, f1_rule, validation_blocking
     run.growth, run.deadline = list(growth), None if max_seconds is None else started + max_seconds
@@ -356,14 +358,8 @@ class _Training:
     def __init__(
         self, jobs: list[Job], samples: Samples, bank: Bank, emit: Emitter, seed: int, head: str
     ) -> None:
-        self.jobs, self.samples, self.bank, self.emit, self.seed, self.head = (
-            jobs,
-            samples,
-            bank,
-            emit,
-            seed,
-            head,
-        )
+        self.jobs, self.samples, self.bank = jobs, samples, bank
+        self.emit, self.seed, self.head = emit, seed, head
         self.judge = Judge(samples, bank, seed)
         self.active = [j for j in jobs if not j.why]
         self.n_done = 0
@@ -373,8 +369,9 @@ class _Training:
         """All rounds, then the end of the lenses that a stop left over."""
         self.progress = progress
         self._end([j for j in self.jobs if j.why])
+        ready = bool(self.active) and self._standardise()
         for n in self.growth:
-            if not self.active or self.emit.stop:
+            if not ready or not self.active or self.emit.stop:
                 break
             if self.deadline is not None and n > self.growth[0] and time.perf_counter() > self.deadline:
                 for job in self.active:
@@ -393,39 +390,47 @@ class _Training:
             for job in self.active:  # back to the samples of the fit that stands
                 job.use(self._fitted_with(job))
             return
-        mean, scale = statistics(self._training_rows(self.active))
-        before = {id(j): j for j in self.active}
         todo = sorted(self.active, key=lambda j: len(j.train_positive) + len(j.train_negative))
         phases = 2 if self.bank.continuation else 1
         while todo:
-            size = max(1, _BATCH_BYTES // (4 * len(mean) * phases * 2 * n))
+            size = max(1, _BATCH_BYTES // (4 * self.bank.model.width * phases * 2 * n))
             part, todo = todo[:size], todo[size:]
-            self._fit(part, mean, scale, n)
+            self._fit(part, n)
             if self.emit.stop:
                 break
-        finished = [j for j in before.values() if j.stop_reason]
+        finished = [j for j in self.active if j.stop_reason]
         self.active = [j for j in self.active if not j.stop_reason]
         if self.emit.stop:
             for job in self.active:
                 job.use(self._fitted_with(job))
         self._end(finished)
 
-    def _training_rows(self, jobs: list[Job]) -> Tensor:
-        """Rows of the training samples of lenses, each prompt once."""
-        every = {s.text: s for j in jobs for s in [*j.train_positive, *j.train_negative]}
-        return rows_of(self.bank, list(every.values())).flatten(0, 1)
+    def _standardise(self) -> bool:
+        """Mean and scale of training rows, the same for all lenses and rounds; False after a stop.
+
+        Of the rows that the first round needs, or of more where there are few lenses: a lens then does not depend on when
+        the others leave.
+        """
+        each = max(self.growth[0], -(-_LEAST_ROWS // max(2 * len(self.active), 1)))
+        samples = {s.text: s for j in self.active for s in [*j.positive[:each], *j.negative[:each]]}
+        if not self.bank.ensure(samples.values(), iteration_hook=self.emit or None):
+            return False
+        # In an order of its own, so that rounding does not depend on the order of the pack.
+        ordered = [samples[text] for text in sorted(samples)]
+        self.mean, self.scale = statistics(rows_of(self.bank, ordered).flatten(0, 1))
+        self.typical_norm = float(rows_of(self.bank, ordered).norm(dim=-1).median())
+        for job in self.active:
+            job.mean, job.scale = self.mean, self.scale
+        return True
 
     def _fitted_with(self, job: Job) -> int:
         return self.growth[job.n_iter - 1] if job.n_iter else 0
 
-    def _fit(self, jobs: list[Job], mean: Tensor, scale: Tensor, n: int) -> None:
+    def _fit(self, jobs: list[Job], n: int) -> None:
         start = time.perf_counter()
-        kept = [(j.mean, j.scale) for j in jobs]
-        for job in jobs:
-            job.mean, job.scale = mean, scale
         problems = [j.rows(self.bank) for j in jobs]
         size = max(len(p[1]) for p in problems)
-        z = torch.zeros(len(jobs), size, len(mean))
+        z = torch.zeros(len(jobs), size, problems[0][0].shape[1])
         y, s = torch.zeros(len(jobs), size), torch.zeros(len(jobs), size)
         folds = [j.folds() for j in jobs]
         masks = torch.zeros(2, len(jobs), len(folds[0][0]), size, dtype=torch.bool)
@@ -446,8 +451,7 @@ class _Training:
         seconds = (time.perf_counter() - start) / len(jobs)
         for k, job in enumerate(jobs):
             if self.emit.stop:  # this fit was not seen by anybody: the lens keeps the one before
-                job.mean, job.scale = kept[k]
-                continue
+                break
             job.lam, job.w, job.b = float(lam[k]), w[k].clone(), float(b[k])
             job.mlp = None if mlp is None else {name: t[k].clone() for name, t in mlp.items()}
             job.n_iter += 1
@@ -510,11 +514,8 @@ class _Training:
         start = time.perf_counter()
         fitted = [j for j in jobs if j.w is not None]
         needs = self.judge.needs(fitted)
-        if self.emit.stop:
-            ready = [j for j in fitted if all(s in self.bank for s in self.judge.needs([j]))]
-        elif self.bank.ensure(needs, iteration_hook=self.emit or None):
-            ready = fitted
-        else:
+        ready = fitted
+        if self.emit.stop or not self.bank.ensure(needs, iteration_hook=self.emit or None):
             ready = [j for j in fitted if all(s in self.bank for s in self.judge.needs([j]))]
         if ready:
             self.judge.read(ready)
@@ -524,7 +525,6 @@ class _Training:
             elif not any(job is r for r in ready):
                 job.why = "stopped before it was graded"
             job.seconds += (time.perf_counter() - start) / len(jobs)
-        self.n_done += 0
         for job in jobs:
             self.n_done += 1
             self.progress.update(1)
@@ -584,34 +584,21 @@ class _Training:
                 torch.zeros(0, 0),
             )
             return Lenses(reports, *empty, {**meta, "typical_norm": float("nan")}, model=model)
-        rows = self._training_rows(fitted)
-        mean, scale = statistics(rows)
-        meta["typical_norm"] = float(rows.norm(dim=1).median())
-        root = len(mean) ** 0.5
-        weight, bias, mlps = [], [], []
-        for job in fitted:
-            # The same function of the raw row, written for the common standardisation (see Lenses.concat).
-            assert job.w is not None
-            ratio = scale.double() / job.scale.double()
-            shift = (mean.double() - job.mean.double()) / job.scale.double()
-            w = job.w.double() / root
-            weight.append((w * ratio).float())
-            bias.append(float(job.b + w @ shift))
-            if job.mlp is not None:
-                up = job.mlp["up"].double()
-                moved = (job.mlp["shift"].double() + (shift / root) @ up).float()
-                mlps.append({**job.mlp, "up": (up * ratio[:, None]).float(), "shift": moved})
+        meta["typical_norm"] = self.typical_norm
+        root = len(self.mean) ** 0.5
+        weight = torch.stack([j.w for j in fitted if j.w is not None]) / root
+        heads = [j.mlp for j in fitted if j.mlp is not None]
         negatives = self.judge.negatives([j for j in fitted if j.test_labels.size])
         graded = iter(negatives)
         lines = [next(graded) if j.test_labels.size else torch.zeros(0) for j in fitted]
         return Lenses(
             reports,
-            torch.stack(weight),
-            torch.tensor(bias, dtype=torch.float32),
-            mean,
-            scale,
+            weight,
+            torch.tensor([j.b for j in fitted]),
+            self.mean,
+            self.scale,
             torch.nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=float("nan")),
             meta,
             model=model,
-            mlp={k: torch.stack([m[k] for m in mlps]) for k in mlps[0]} if mlps else None,
+            mlp={k: torch.stack([h[k] for h in heads]) for k in heads[0]} if heads else None,
         )

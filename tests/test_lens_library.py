@@ -1,0 +1,302 @@
+"""Lenses in use: scores, refusals, thresholds, HTML, steering, files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import lens_world
+import numpy as np
+import pytest
+import torch
+
+from interp.capture.record import capture
+from interp.capture.steer import steer
+from interp.lens.bank import Bank
+from interp.lens.library import Lenses, LensMismatch
+from interp.lens.samples import Samples
+from interp.lens.steering import next_token_loss
+from interp.lens.train import train_lenses
+
+SITE = "resid_post.1"
+TEXT = "the boy saw a robin near the park"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lens_world.model()
+
+
+@pytest.fixture(scope="module")
+def lenses(model):
+    return train_lenses(model, lens_world.pack(), site=SITE)
+
+
+@pytest.fixture(scope="module")
+def acts(model):
+    return capture(model, [TEXT, "the king lost a truck near the hall"], sites=[SITE, "resid_post.0"])
+
+
+def regraded(lenses, grade):
+    reports = [dataclasses.replace(r, grade=grade) for r in lenses.reports]
+    return Lenses(reports, lenses.weight, lenses.bias, lenses.mean, lenses.scale, lenses.negatives, lenses.meta)
+
+
+# ------------------------------------------------------------------------------ scoring
+
+
+def test_scores_of_all_lenses_on_all_tokens(lenses, acts):
+    scores = lenses.score(acts)
+    assert scores.shape == (acts.n_tokens, len(lenses))
+    assert scores.dtype == torch.float32
+    for k, lens in enumerate(lenses):
+        one_by_one = acts[SITE].double() @ lens.weight.double() + lens.bias
+        torch.testing.assert_close(scores[:, k].double(), one_by_one, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(lens.score(acts), scores[:, k])
+
+
+def test_text_tensor_and_activations_agree(lenses, acts):
+    scores = lenses.score(acts)
+    torch.testing.assert_close(lenses.score(acts[SITE], site=SITE), scores)
+    n = int(acts.offsets[1])
+    torch.testing.assert_close(lenses.score(TEXT), scores[:n], rtol=1e-4, atol=1e-4)
+    assert lenses.score([TEXT, TEXT]).shape[0] == 2 * n
+
+
+def test_top(lenses, acts):
+    table = lenses.top(TEXT, 2)
+    scores = lenses.score(TEXT)
+    first = table[table["rank"] == 1]
+    assert first.concept.tolist() == [lenses.ids[i] for i in scores.argmax(1).tolist()]
+    np.testing.assert_allclose(first.logit, scores.amax(1), rtol=1e-4)
+    np.testing.assert_allclose(first.probability, torch.sigmoid(scores.amax(1)), rtol=1e-3)
+    assert table.token.tolist()[::2] == acts.tokens(0)
+
+
+def test_activations_of_something_else_are_refused(lenses, acts, model):
+    with pytest.raises(LensMismatch, match="these lenses read 'resid_post.1'"):
+        lenses.score(capture(model, [TEXT], sites=["resid_post.0"]))
+    with pytest.raises(LensMismatch, match=r"pass site='resid_post\.1'"):
+        lenses.score(acts[SITE])
+    with pytest.raises(LensMismatch, match=r"taken at 'resid_post\.0'"):
+        lenses.score(acts["resid_post.0"], site="resid_post.0")
+    with pytest.raises(LensMismatch, match=r"shape \(3, 5\), expected \(n_tokens, 48\)"):
+        lenses.score(torch.zeros(3, 5), site=SITE)
+    with pytest.raises(LensMismatch, match="normalised"):
+        lenses.score(acts[SITE], site=SITE, normalisation="unit")
+    other = lens_world.model(seed=1)
+    with pytest.raises(LensMismatch, match="train lenses for that model"):
+        lenses.score(capture(other, [TEXT], sites=[SITE]))
+    with pytest.raises(LensMismatch, match="train lenses for that model"):
+        lenses.score(TEXT, model=other)
+    with pytest.raises(FloatingPointError, match="1 of 2 rows are not finite, first row 1"):
+        lenses.score(torch.tensor([[0.0] * 48, [float("nan")] * 48]), site=SITE)
+
+
+def test_the_same_model_in_another_precision_is_accepted(lenses):
+    half = lens_world.model(dtype=torch.bfloat16)
+    scores = lenses.score(TEXT, model=half)
+    exact = lenses.score(TEXT)
+    assert scores.dtype == torch.float32
+    assert (scores - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+# ------------------------------------------------------------------------------ thresholds, HTML
+
+
+def test_thresholds_keep_the_false_positive_rate(model):
+    """On texts that no lens has seen, on average over lenses."""
+    pack = lens_world.pack(140)
+    lenses = train_lenses(model, pack, site=SITE, growth=(40,))
+    bank = Bank(model, SITE)
+    samples = Samples(pack)
+    rates = []
+    for concept in ("bird", "fish", "car", "boat"):
+        others = [c for c in lens_world.LEAVES if c != concept]
+        fresh = [s for c in others for s in samples.positives(c, "test")]
+        bank.ensure(fresh)
+        logits = lenses[concept].score(bank.take(bank.index(fresh)), site=SITE)
+        rates.append(float((logits > lenses[concept].threshold(0.1)).float().mean()))
+        assert lenses[concept].threshold(0.05) >= lenses[concept].threshold(0.1)
+    assert 0.03 < np.mean(rates) < 0.16, rates
+
+
+def test_thresholds_that_cannot_be_found(lenses):
+    with pytest.raises(ValueError, match="cannot resolve a false-positive rate of 1e-05"):
+        lenses["bird"].threshold(1e-5)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        lenses["bird"].threshold(0)
+
+
+def test_html_is_escaped(model, lenses):
+    data = lens_world.pack().to_dict()
+    for c in data["concepts"]:
+        c["term"] = f"<script>{c['id']}\"'</script>"
+    from interp.lens.concepts import ConceptPack
+
+    bad = train_lenses(model, ConceptPack.from_dict(data), site=SITE, concepts=["bird"], growth=(10,))
+    shown = bad.highlight(TEXT, "bird")
+    shown.tokens[1] = "<img src=x onerror=alert(1)>"
+    for html in (shown._repr_html_(), bad._repr_html_()):
+        assert "<script" not in html
+        assert "<img" not in html
+        assert "&lt;script&gt;" in html
+    assert "&lt;img" in shown._repr_html_()
+    assert lenses.highlight(TEXT)._repr_html_().count("<span") == len(shown.tokens)
+    with pytest.raises(KeyError, match="no lens for 'zebra'"):
+        lenses.highlight(TEXT, "zebra")
+
+
+def test_highlight_shows_the_probabilities(lenses):
+    shown = lenses.highlight(TEXT, "bird")
+    expected = torch.sigmoid(lenses["bird"].score(TEXT))
+    np.testing.assert_allclose(shown.probabilities, expected, rtol=1e-4)
+
+
+# ------------------------------------------------------------------------------ steering
+
+
+def test_who_may_steer(lenses):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vector = regraded(lenses, "A")["bird"].steering_vector()
+    assert vector.dtype == torch.float32
+    assert float(vector.norm()) == pytest.approx(1, abs=1e-6)
+    with pytest.warns(UserWarning, match="'bird' has grade B"):
+        regraded(lenses, "B")["bird"].steering_vector()
+    for grade in "CU":
+        with pytest.raises(PermissionError, match="force=True"):
+            regraded(lenses, grade)["bird"].steering_vector()
+        assert torch.equal(regraded(lenses, grade)["bird"].steering_vector(force=True), vector)
+
+
+def test_the_steering_vector_raises_its_own_logit_most(lenses, model):
+    lens = regraded(lenses, "A")["bird"]
+    lens.lenses.model = model
+    vector = lens.steering_vector()
+    before = lens.score(TEXT)
+    with steer(model, {SITE: vector}, scale=2.0):
+        after = lens.score(TEXT)
+    torch.testing.assert_close(after - before, torch.full_like(before, float(2 * lens.weight.norm())), rtol=1e-3, atol=1e-3)
+
+
+def test_dose_response(lenses, model):
+    lens = regraded(lenses, "A")["bird"]
+    texts = [TEXT, "the king lost a truck near the hall"]
+    table = lens.dose_response(model, texts, scales=(0.2, 0.4), n_random=4)
+    assert sorted(table.scale.unique()) == [0.0, 0.2, 0.4]
+    assert (table[table.scale == 0][["logit_change", "loss_change"]] == 0).all().all()
+    own = table[table.direction == "lens"].set_index("scale").logit_change
+    random = table[table.direction == "random"].groupby("scale").logit_change.apply(lambda x: x.abs().max())
+    assert own[0.4] == pytest.approx(2 * own[0.2], rel=1e-2)
+    assert own[0.4] > 2 * random[0.4]
+    unsteered = table[table.scale == 0].loss.iloc[0]
+    assert unsteered == pytest.approx(next_token_loss(model, texts))
+    again = lens.dose_response(model, texts, scales=(0.2, 0.4), n_random=4)
+    np.testing.assert_allclose(again.logit, table.logit, rtol=1e-6)
+    with pytest.raises(LensMismatch):
+        lens.dose_response(lens_world.model(seed=1), texts)
+    with pytest.raises(PermissionError):
+        regraded(lenses, "C")["bird"].dose_response(model, texts)
+    with pytest.raises(ValueError, match="texts is empty"):
+        lens.dose_response(model, [])
+
+
+def test_next_token_loss_is_transformers_own(model):
+    texts = [TEXT, "the king lost"]
+    total, count = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([model.tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            total += float(model.hf(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+        count += ids.shape[1] - 1
+    assert next_token_loss(model, texts) == pytest.approx(total / count, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------ files
+
+
+def test_files_are_read_in_another_process(lenses, tmp_path, model):
+    lenses.save(tmp_path / "l")
+    code = f"""
+import sys, json
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import lens_world
+from interp.lens import Lenses
+lenses = Lenses.load({str(tmp_path / "l")!r}, model=lens_world.model())
+print(json.dumps([lenses.score({TEXT!r}).double().sum().item(), lenses["bird"].report.why, lenses["bird"].threshold(0.1),
+                  lenses.frame().shape, lenses.history().shape]))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
+    total, why, threshold, frame, history = json.loads(out.splitlines()[-1])
+    assert total == pytest.approx(float(lenses.score(TEXT).double().sum()), rel=1e-4)
+    assert (why, threshold) == (lenses["bird"].report.why, lenses["bird"].threshold(0.1))
+    assert tuple(frame) == lenses.frame().shape
+    assert tuple(history) == lenses.history().shape
+
+
+def test_round_trip_is_exact(lenses, tmp_path):
+    again = Lenses.load(lenses.save(tmp_path))
+    for name in ("weight", "bias", "mean", "scale"):
+        assert torch.equal(getattr(again, name), getattr(lenses, name))
+    assert repr(again.reports) == repr(lenses.reports)  # NaN included
+    with pytest.raises(ValueError, match="pass model="):
+        again.score(TEXT)
+    again.save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2  # the tensors of the first save are gone
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("version", 2), ("version", "1"), ("format", "other"), ("normalisation", "unit")]
+)
+def test_files_of_another_version_are_refused(lenses, tmp_path, field, value):
+    file = lenses.save(tmp_path) / "lenses.json"
+    content = json.loads(file.read_text())
+    content[field] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="this version of interp"):
+        Lenses.load(tmp_path)
+
+
+def test_damaged_or_missing_files(lenses, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no lenses at"):
+        Lenses.load(tmp_path)
+    lenses.save(tmp_path)
+    tensors = next(tmp_path.glob("*.safetensors"))
+    content = tensors.read_bytes()
+    tensors.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="damaged"):
+        Lenses.load(tmp_path)
+    tensors.unlink()
+    with pytest.raises(ValueError, match="damaged"):
+        Lenses.load(tmp_path)
+    (tmp_path / "lenses.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        Lenses.load(tmp_path)
+
+
+def test_loading_for_another_model_is_refused(lenses, tmp_path):
+    with pytest.raises(LensMismatch):
+        Lenses.load(lenses.save(tmp_path), model=lens_world.model(seed=1))
+
+
+def test_concat_is_exact(model, lenses):
+    pack = lens_world.pack()
+    options = {"site": SITE, "growth": (10, 20), "head": "mlp"}
+    a = train_lenses(model, pack, concepts=["bird", "car"], **options)
+    b = train_lenses(model, pack, concepts=["animal"], **options)
+    assert not torch.equal(a.scale, b.scale)
+    both = Lenses.concat([a, b])
+    rows = capture(model, [TEXT], sites=[SITE])
+    for head in ("linear", "mlp"):
+        apart = torch.cat([part.score(rows, head=head) for part in (a, b)], dim=1)
+        torch.testing.assert_close(both.score(rows, head=head), apart, rtol=1e-3, atol=1e-3)
+    assert both["animal"].threshold(0.2) == b["animal"].threshold(0.2)
+    with pytest.raises(ValueError, match="'bird' is in two parts"):
+        Lenses.concat([a, a])
+    with pytest.raises(ValueError, match="MLP heads"):
+        Lenses.concat([a, lenses])
