@@ -340,6 +340,16 @@ function paint(canvas, tip, at, theme, spec) {
       c.fill(path);
     }
     c.globalAlpha = 1;
+    if (l.points) {
+      // Numbers that come rarely: without dots, one alone would be invisible.
+      c.fillStyle = l.colour;
+      for (let i = 0; i < l.x.length; i++) {
+        if (!Number.isFinite(l.y[i])) continue;
+        c.beginPath();
+        c.arc(px(l.x[i]), py(l.y[i]), 2, 0, 7);
+        c.fill();
+      }
+    }
     if (l.dot && end) {
       c.fillStyle = l.colour;
       c.beginPath();

@@ -68,6 +68,7 @@ const FIT = {
     }
     const common = { xlabel: "iteration", wholeX: true, xrange: x.length ? [Math.min(x[0], 1), Math.max(h.steps, 2)] : null, stripes };
     const live = h.state === "running" || h.state === "paused";
+    const rare = it.loss_mean.filter(Number.isFinite).length < 0.5 * Math.min(x.length, 120);
     const where = (i) => [["iteration", whole(x[i])], ["slab", whole(it.slab[i])]];
     panels[0].draw(t, {
       ...common, y: "count", ylabel: "pairs",
@@ -118,8 +119,8 @@ const FIT = {
     panels[3].draw(t, {
       ...common, y: "log", ylabel: "nats · scaled gradient",
       lines: [
-        { x, y: it.loss_max, colour: t.sky },
-        { x, y: it.loss_mean, colour: t.green },
+        { x, y: it.loss_max, colour: t.sky, points: rare },
+        { x, y: it.loss_mean, colour: t.green, points: rare },
         { x, y: it.grad, colour: t.purple, dot: live },
       ],
       levels: h.tol ? [{ y: h.tol, colour: t.soft, label: "tol" }] : [],
@@ -359,6 +360,7 @@ function render({ model, el }) {
   let panels = [];
   let theme = null;
   let told = null;
+  const entries = new Map(); // of the jobs
 
   const build = (view) => {
     panels.forEach((p) => p.stop());
@@ -409,15 +411,21 @@ function render({ model, el }) {
     const list = head.jobs || [];
     jobs.hidden = list.length < 2;
     if (list.length > 1) {
-      jobs.replaceChildren(
-        ...list.map(([name, jobState, fraction, text]) => {
-          const bar = make("i");
-          bar.style.width = 100 * fraction + "%";
-          const entry = make("button", { type: "button", role: "option", "aria-selected": name === head.job, "data-state": jobState, title: `${name}: ${jobState}` }, make("span", {}, name), make("u", {}, bar), make("small", {}, text));
+      // Entries are kept: one that is replaced while the mouse is down would never be clicked.
+      for (const [name, jobState, fraction, text] of list) {
+        if (!entries.has(name)) {
+          const entry = make("button", { type: "button", role: "option" }, make("span", {}, name), make("u", {}, make("i")), make("small"));
           entry.addEventListener("click", () => send("select", { job: name }));
-          return entry;
-        }),
-      );
+          entries.set(name, entry);
+          jobs.append(entry);
+        }
+        const entry = entries.get(name);
+        entry.setAttribute("aria-selected", name === head.job);
+        entry.dataset.state = jobState;
+        entry.title = `${name}: ${jobState}`;
+        entry.querySelector("i").style.width = 100 * fraction + "%";
+        entry.querySelector("small").textContent = text;
+      }
     }
     tiles.replaceChildren(...view.tiles(head).map(([name, value, mark]) => make("div." + (mark || "plain"), {}, make("dt", {}, name), make("dd", {}, value))));
     caption.textContent = view.caption(head);

@@ -121,7 +121,8 @@ def fit_figure(source: FitDigest | Iterable[Event], *, dark: bool = False) -> Fi
         y = it[name]
         known = ~np.isnan(y) & (y > 0)
         if known.any():
-            loss.plot(x[known], y[known], color=colour, lw=1.6, label=label)
+            dots = "." if known.sum() < 0.5 * min(len(x), 120) else None  # rare numbers need dots
+            loss.plot(x[known], y[known], color=colour, lw=1.6, marker=dots, ms=5, label=label)
             drawn = True
     if digest.begin is not None:
         loss.axhline(digest.begin.tol, color=theme.ink, lw=0.8, ls=":")

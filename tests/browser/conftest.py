@@ -19,6 +19,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "runs" / "browser"
 
+#: A folder with ipykernel 6 in it, used as a second kernel. To make it:
+#: pip install --no-deps --target runs/ipykernel6 "ipykernel<7"
+IPYKERNEL6 = Path(os.environ.get("INTERP_IPYKERNEL6", ROOT / "runs" / "ipykernel6"))
+
 CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -62,8 +66,14 @@ class Lab:
     def open(self, page, name: str, *, reset: bool = True) -> None:
         end = "?reset" if reset else ""
         page.goto(f"{self.url}/lab/tree/{name}{end}", timeout=60_000)
-        idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-        idle.first.wait_for(state="attached", timeout=60_000)
+        # Before its kernel is connected, Lab would forget what it is asked to run, or ask for a kernel.
+        for _ in range(240):
+            kernels = [s["kernel"] for s in self._api("sessions") if s["path"] == name]
+            if any(k["execution_state"] == "idle" and k["connections"] for k in kernels):
+                break
+            page.wait_for_timeout(250)
+        page.wait_for_timeout(500)
+        self.wait_idle(page)
 
     def theme(self, name: str) -> None:
         """The theme of pages opened from now on: "Light" or "Dark"."""
@@ -74,9 +84,26 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{plugin}.jupyterlab-settings").write_text(json.dumps(value), encoding="utf-8")
 
+    def shutdown(self) -> None:
+        """End all kernels."""
+        for session in self._api("sessions"):
+            self._api(f"sessions/{session['id']}", "DELETE")
+
+    def _api(self, what: str, method: str = "GET"):
+        headers = {"Authorization": f"token {self.token}"}
+        request = urllib.request.Request(f"{self.url}/api/{what}", headers=headers, method=method)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.loads(answer.read() or b"null")
+
     def run_all(self, page) -> None:
+        """Run › Run All Cells."""
         page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
         page.locator("[data-command='runmenu:run-all']").click()
+
+    def wait_idle(self, page, timeout: float = 60.0) -> None:
+        """Wait until the kernel is free."""
+        idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+        idle.first.wait_for(state="attached", timeout=1000 * timeout)
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +117,18 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     token = secrets.token_hex(16)
+    if IPYKERNEL6.is_dir():
+        spec = home / "data" / "kernels" / "ipykernel6"
+        spec.mkdir(parents=True)
+        path = os.pathsep.join([str(IPYKERNEL6), str(ROOT / "tests"), str(ROOT)])
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        kernel = {
+            "argv": argv,
+            "display_name": "ipykernel 6",
+            "language": "python",
+            "env": {"PYTHONPATH": path},
+        }
+        (spec / "kernel.json").write_text(json.dumps(kernel), encoding="utf-8")
     env = {
         **os.environ,
         "HOME": str(home),
@@ -152,19 +191,34 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(params=["python3", "ipykernel6"], ids=["ipykernel-current", "ipykernel-6"])
+def kernel(request) -> str:
+    """The name of a kernel: ipykernel's current release, and one 6.x."""
+    if request.param == "ipykernel6" and not IPYKERNEL6.is_dir():
+        pytest.skip('no ipykernel 6: pip install --no-deps --target runs/ipykernel6 "ipykernel<7"')
+    return request.param
+
+
 @pytest.fixture
-def page(browser, lab: Lab):
-    """A fresh page, logged in; a JavaScript error or an error in the console fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+def page(request, browser, lab: Lab):
+    """A fresh page, logged in; afterwards, an error in the page or in its console fails the test.
+
+    A test function's attribute ``expected_console`` names the error that belongs to it.
+    """
+    expected = getattr(request.function, "expected_console", None)
+    context = browser.new_context(viewport={"width": 1280, "height": 1400})
     context.set_extra_http_headers({"Authorization": f"token {lab.token}"})
     page = context.new_page()
     page.goto(f"{lab.url}/lab?token={lab.token}", wait_until="commit")
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
     page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-    page.problems = problems
     yield page
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"end-{request.node.name}.png")
     context.close()
+    lab.shutdown()
+    assert not [p for p in problems if expected is None or expected not in p]
 
 
 @pytest.fixture

@@ -1,0 +1,271 @@
+"""Monitors in JupyterLab in a real browser: they move, obey, survive a reload, and leave a picture."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+SETUP = """
+import time
+from pathlib import Path
+import live_fakes as fakes
+from interp import live, run
+from interp.live.monitor import CaptureMonitor, FitMonitor, LensMonitor
+
+def job(events, seconds, iteration_hook=None):
+    try:
+        return fakes.play(events, seconds, iteration_hook)
+    finally:
+        Path("ended").write_text(str(time.time()))
+"""
+START = "r = run.start(job, fakes.fit_events({slabs}, {width}), {seconds})\nr.view = {monitor}(r)\nr"
+MONITOR = ".interp-monitor"
+
+
+def start(slabs=40, width=4, seconds=0.05, monitor="FitMonitor") -> str:
+    return START.format(slabs=slabs, width=width, seconds=seconds, monitor=monitor)
+
+
+def steps(page) -> int:
+    return int(page.locator(MONITOR).first.get_attribute("data-steps"))
+
+
+def state(page) -> str:
+    return page.locator(MONITOR).first.get_attribute("data-state")
+
+
+def until(condition, seconds=15.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def picture(page) -> str:
+    return page.evaluate("document.querySelector('.interp-monitor canvas').toDataURL()")
+
+
+def open_and_run(lab, page, name, cells, kernel="python3"):
+    lab.open(page, lab.notebook(name, [SETUP, *cells], kernel))
+    lab.run_all(page)
+    page.locator(MONITOR).first.wait_for(timeout=30_000)
+
+
+def test_it_moves_pauses_steps_and_stops(lab, page, kernel, shots):
+    open_and_run(lab, page, f"controls-{kernel}.ipynb", [start()], kernel)
+    until(lambda: steps(page) > 5)
+
+    # Numbers and charts move about four times a second.
+    seen, pictures, end = set(), set(), time.monotonic() + 2.0
+    while time.monotonic() < end:
+        seen.add(steps(page))
+        pictures.add(picture(page))
+        time.sleep(0.05)
+    assert len(seen) >= 6
+    assert len(pictures) >= 6
+    page.screenshot(path=shots / f"running-{kernel}.png")
+
+    page.get_by_role("button", name="Pause", exact=True).click()
+    until(lambda: state(page) == "paused")
+    time.sleep(0.3)
+    held = steps(page)
+    time.sleep(0.8)
+    assert steps(page) == held
+
+    step = page.get_by_role("button", name="Step", exact=True)
+    for n in (1, 2, 3):
+        step.click()
+        until(lambda n=n: steps(page) == held + n)
+        time.sleep(0.4)
+        assert steps(page) == held + n
+
+    page.get_by_role("button", name="Step slab").click()
+    until(lambda: steps(page) > held + 3)
+    time.sleep(1.5)
+    after = steps(page)
+    time.sleep(0.5)
+    assert steps(page) == after
+
+    page.get_by_role("button", name="Resume").click()
+    until(lambda: steps(page) > after + 3)
+    ended = lab.root / "ended"
+    ended.unlink(missing_ok=True)
+    stop = page.locator(MONITOR).get_by_role("button", name="Stop")
+    clicked = stop.evaluate("button => { button.click(); return Date.now() / 1000; }")
+    until(ended.exists)
+    until(ended.read_text)
+    assert float(ended.read_text()) - clicked <= 0.3
+    until(lambda: state(page) == "stopped")
+    lab.wait_idle(page, 5)
+    assert page.locator(f"{MONITOR} .i-buttons button").count() == 0
+
+
+def test_the_keyboard_is_enough(lab, page):
+    open_and_run(lab, page, "keyboard.ipynb", [start()])
+    pause = page.get_by_role("button", name="Pause", exact=True)
+    pause.focus()
+    page.keyboard.press("Enter")
+    until(lambda: state(page) == "paused")
+    # The focus is not lost with the button that was pressed, nor by the frames that follow.
+    time.sleep(0.6)
+    focused = "document.activeElement.getAttribute('aria-label')"
+    assert page.evaluate(focused) == "Resume"
+    page.keyboard.press("Tab")
+    assert page.evaluate(focused) == "Step"
+    before = steps(page)
+    page.keyboard.press("Space")
+    until(lambda: steps(page) == before + 1)
+    time.sleep(0.6)
+    assert page.evaluate(focused) == "Step"
+    page.keyboard.press("x")  # Lab's "cut cell" must not reach it
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    assert page.evaluate(focused) == "Stop"
+    page.keyboard.press("Enter")
+    until(lambda: state(page) == "stopped")
+    assert page.locator(MONITOR).count() == 1
+
+
+def test_a_reload_shows_the_monitor_again(lab, page):
+    open_and_run(lab, page, "reload.ipynb", [start(seconds=0.1)])
+    page.keyboard.press("Control+s")
+    until(lambda: "widget-view" in (lab.root / "reload.ipynb").read_text())
+    before = steps(page)
+    lab.open(page, "reload.ipynb")
+    page.locator(MONITOR).first.wait_for(timeout=30_000)
+    until(lambda: steps(page) > before)
+    now = steps(page)
+    until(lambda: steps(page) > now)
+    page.get_by_role("button", name="Stop").click()
+    until(lambda: state(page) == "stopped")
+
+
+def test_it_leaves_a_picture_when_the_kernel_is_gone(lab, page, shots):
+    cells = [start(6, 26, 0.01), "events = await r"]
+    open_and_run(lab, page, "kept.ipynb", cells)
+    until(lambda: state(page) == "done")
+    shown = "getComputedStyle(document.querySelector('.interp-static')).display"
+    page.locator(".interp-static img").first.wait_for(state="attached", timeout=20_000)
+    assert page.evaluate(shown) == "none"  # while the widget lives, the picture is not needed
+    page.keyboard.press("Control+s")
+    until(lambda: "data:image/png" in (lab.root / "kept.ipynb").read_text())
+    saved = json.loads((lab.root / "kept.ipynb").read_text())
+    assert "widgets" not in saved["metadata"]
+    lab.shutdown()
+
+    lab.open(page, "kept.ipynb")
+    page.locator(".interp-static img").first.wait_for(timeout=20_000)
+    time.sleep(1.0)
+    assert page.evaluate(shown) != "none"
+    assert page.locator(MONITOR).count() == 0
+    assert "Probe fit: done" in page.locator(".interp-static").inner_text()
+    assert not page.get_by_text("model not found").is_visible()
+    page.screenshot(path=shots / "reopened.png")
+
+
+test_it_leaves_a_picture_when_the_kernel_is_gone.expected_console = "widget model not found"
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_all_monitors_are_readable_in_both_themes_and_at_600_px(lab, page, shots, theme):
+    lab.theme(theme)
+    try:
+        cells = [
+            start(10, 16, 0.01),
+            "s = run.start(fakes.play, fakes.lens_events(), 0.001); s.view = LensMonitor(s); s",
+            "t = run.start(fakes.play, fakes.capture_events(), 0.05); t.view = CaptureMonitor(t); t",
+        ]
+        page.set_viewport_size({"width": 1280, "height": 2600})
+        open_and_run(lab, page, f"themes-{theme}.ipynb", cells)
+        page.locator(f"{MONITOR}[data-state=done]").nth(2).wait_for(timeout=30_000)
+        for width in (1280, 930):  # the second leaves about 600 px to the output
+            page.set_viewport_size({"width": width, "height": 2600})
+            time.sleep(0.6)
+            for i, name in enumerate(("fit", "lens", "capture")):
+                shown = page.locator(MONITOR).nth(i)
+                shown.screenshot(path=shots / f"{name}-{theme.lower()}-{width}.png")
+                inside = shown.evaluate("e => e.scrollWidth <= e.clientWidth")
+                assert inside, f"{name} does not fit at {width}"
+                assert contrast(shown) >= 4.5
+    finally:
+        lab.theme("Light")
+
+
+def contrast(monitor) -> float:
+    """Smallest contrast (WCAG) of the texts of a monitor against its paper."""
+    return monitor.evaluate(
+        """root => {
+          const luminance = (css) => {
+            const c = document.createElement('canvas').getContext('2d');
+            c.fillStyle = css; c.fillRect(0, 0, 1, 1);
+            const [r, g, b] = [...c.getImageData(0, 0, 1, 1).data].slice(0, 3).map((v) => {
+              v /= 255;
+              return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+            });
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+          };
+          const paper = luminance(getComputedStyle(root).backgroundColor);
+          const texts = [...root.querySelectorAll('h3, h4, dt, dd, .i-times, .i-legend, .i-caption, th, td')];
+          return Math.min(...texts.map((e) => {
+            const ink = luminance(getComputedStyle(e).color);
+            return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+          }));
+        }"""
+    )
+
+
+def test_a_failure_is_shown_with_its_message(lab, page, shots):
+    cell = (
+        "def job(iteration_hook=None):\n"
+        "    fakes.play(list(fakes.fit_events())[:9], 0.01, iteration_hook)\n"
+        "    raise ValueError('x: row 17, column 3 is NaN')\n"
+        "r = run.start(job); r.view = FitMonitor(r); r"
+    )
+    open_and_run(lab, page, "failure.ipynb", [cell])
+    until(lambda: state(page) == "failed")
+    assert "ValueError: x: row 17, column 3 is NaN" in page.get_by_role("alert").first.inner_text()
+    page.locator(MONITOR).first.screenshot(path=shots / "failed.png")
+
+
+def test_logs_of_several_jobs_are_followed_together(lab, page, shots):
+    cells = [
+        "from interp.events import JsonlLog\nFitMonitor('jobs')",
+        "runs = [run.start(fakes.play, fakes.fit_events(seed=i), 0.02 * (i + 1), "
+        "iteration_hook=JsonlLog(f'jobs/job{i}.jsonl')) for i in range(3)]",
+    ]
+    open_and_run(lab, page, "jobs.ipynb", cells)
+    jobs = page.locator(".i-jobs button")
+    until(lambda: jobs.count() == 3)
+    jobs.nth(2).click()
+    until(lambda: "job2" in page.locator(f"{MONITOR} h3").inner_text())
+    page.locator(MONITOR).first.screenshot(path=shots / "jobs.png")
+    until(lambda: page.locator(".i-jobs [data-state=done]").count() == 3, 40)
+
+
+def test_flame_and_tuner(lab, page, shots):
+    cells = [
+        "import numpy as np, scipy.sparse as sp\nfrom interp import Sparse1DProbe\n"
+        "x = sp.random(4000, 200, density=0.1, format='csr', random_state=0)\ny = np.arange(4000) % 40\n"
+        "probe = Sparse1DProbe()\nr = live.fit(probe, x, y)\nr",
+        "await r\nlive.flame(probe.fit, x, y)",
+        "tuner = live.SlabTuner(probe, x, y, repeats=1)\ntuner",
+    ]
+    page.set_viewport_size({"width": 1280, "height": 2600})
+    open_and_run(lab, page, "flame.ipynb", cells)
+    frame = page.frame_locator("iframe.interp-flame")
+    frame.get_by_text("Sparse1DProbe.fit").first.wait_for(timeout=60_000)
+    tuner = page.locator(".interp-tuner")
+    tuner.wait_for(timeout=30_000)
+    tuner.get_by_role("button", name="Measure", exact=True).click()
+    until(lambda: "measured" in tuner.locator("[role=status]").inner_text(), 60)
+    assert tuner.locator(".i-cell[aria-label*='not measured']").count() == 0
+    assert tuner.locator(".i-cell[aria-label*='the fastest']").count() == 2
+    assert tuner.locator(".i-cell[aria-label*='auto']").count() == 1
+    tuner.get_by_role("button", name="Apply the best").click()
+    until(lambda: "applied: class_slab_size=" in tuner.locator("[role=status]").inner_text())
+    tuner.screenshot(path=shots / "tuner.png")
+    page.screenshot(path=shots / "flame.png")
