@@ -33,7 +33,7 @@ __all__ = ["demo"]
 #: Tokens generated behind each prompt.
 NEW_TOKENS = 50
 #: Corpus tokens: the probes are fitted on the first part and judged on the second.
-N_FIT, N_TEST = 200_000, 50_000
+N_FIT, N_TEST = 210_000, 50_000
 #: Padded tokens per batch. Fixed, because "auto" goes by free memory, and other batches round differently.
 BATCH_TOKENS = 8192
 #: What a demo leaves in its folder.
@@ -230,38 +230,35 @@ def _rows(acts: Activations, prompt: str) -> slice:
 
 def _encode(story: Story, model: Model, seed: int) -> Code:
     """Corpus tokens through the model and the sparse autoencoder."""
+    import scipy.sparse as sp
+
     from interp import tiny
     from interp.capture.record import capture
     from interp.sae import SAE
     from interp.tiny import corpus
 
-    n = N_FIT + N_TEST
+    text = corpus.tokens(N_FIT + N_TEST, seed)
+    # The first token of a document is the same everywhere; the autoencoder was never shown its state.
+    shown = np.ones(len(text.ids), bool)
+    shown[text.offsets[:-1]] = False
+    documents = [
+        {"id": f"document {i}", "token_ids": ids.tolist()} for i, (ids, _) in enumerate(text.documents())
+    ]
     sae = SAE.load(tiny.sae_path())
     site = sae.site
-    with story.stage(
-        "encode", f"sparse code: {n:,} corpus tokens at {site}, {sae.n_latents:,} latents"
-    ) as hooks:
-        text = corpus.tokens(n, seed)
-        documents = [
-            {"id": f"document {i}", "token_ids": ids.tolist()} for i, (ids, _) in enumerate(text.documents())
-        ]
+    doing = f"sparse code: {shown.sum():,} corpus tokens at {site}, {sae.n_latents:,} latents"
+    with story.stage("encode", doing) as hooks:
         states = capture(
             model, documents, sites=site, batch_tokens=BATCH_TOKENS, seed=seed, iteration_hook=hooks
         )[site]
-        x = sae.encode_csr(states)
-        _save_code(story.folder, x, text.classes)
+        x, y = sae.encode_csr(states[shown]), text.classes[shown]
+        sp.save_npz(story.folder / "token_acts.npz", x, compressed=False)
+        y.tofile(story.folder / "labels.bin")
     # Whole documents are held out, so that no sentence is on both sides.
-    n_fit = int(text.offsets[np.searchsorted(text.offsets, N_FIT)])
+    n_fit = int(shown[: text.offsets[np.searchsorted(text.offsets, N_FIT)]].sum())
     story.count(x.indptr, x.indices)
-    story.numbers.append((f"{x.nnz / 1e6:.1f} M", f"events in the code of {n:,} tokens"))
-    return Code(x, text.classes, n_fit, site, tiny.CLASS_NAMES)
-
-
-def _save_code(folder: Path, x: sp.csr_matrix, classes: np.ndarray) -> None:
-    import scipy.sparse as sp
-
-    sp.save_npz(folder / "token_acts.npz", x, compressed=False)
-    classes.astype(np.uint8).tofile(folder / "labels.bin")
+    story.numbers.append((f"{x.nnz / 1e6:.1f} M", f"events in the code of {len(y):,} tokens"))
+    return Code(x, y, n_fit, site, tiny.CLASS_NAMES)
 
 
 def _probe(story: Story, code: Code) -> None:
