@@ -36,6 +36,7 @@ from interp.tiny.grammar import (
     Template,
     a_name,
     atom,
+    label,
     name_atoms,
 )
 from interp.tiny.prose import home_phrase
@@ -226,7 +227,7 @@ _FORMS: dict[str, Callable[[Noun, Uniform], Atoms]] = {
     "group": lambda n, r: a_name(n.leaf.group),
     "groups": lambda n, r: name_atoms(n.leaf.group, True) if n.count else a_name(n.leaf.group),
     "root": lambda n, r: a_name(n.leaf.root),
-    "gloss": lambda n, r: n.leaf.definition.split(),
+    "gloss": lambda n, r: [label(w) for w in n.leaf.definition.split()],
     "quality": lambda n, r: [n.known[0]],
     "quality2": lambda n, r: [n.known[1]],
     "colour": lambda n, r: [n.colour],
@@ -234,7 +235,7 @@ _FORMS: dict[str, Callable[[Noun, Uniform], Atoms]] = {
     "live": lambda n, r: (
         ["live" if n.count else "lives"]
         if n.leaf.root == "person" or n.leaf.group == "animal"
-        else ["are" if n.count else "is", "found"]
+        else ["are" if n.count else "is", label("found")]
     ),
     "verb": _verb,
     "verb2": _verb,

@@ -401,13 +401,17 @@ class Template:
 
     def __init__(self, text: str):
         tokens = _TOKEN.findall(text)
-        self.sequence, end = self._compile(tokens, 0, top=True)
+        try:
+            self.sequence, end = self._compile(tokens, 0)
+        except IndexError:
+            end = -1
         if end != len(tokens):
             raise ValueError(f"unbalanced brackets in template {text!r}")
 
-    def _compile(self, tokens: list[str], i: int, top: bool = False) -> tuple[tuple, int]:
+    def _compile(self, tokens: list[str], i: int) -> tuple[tuple, int]:
+        """The sequence from token i to the end of its choice or of the template, and where it ends."""
         sequence: list[tuple[int, object]] = []
-        while i < len(tokens) and (top or tokens[i] not in "|]"):
+        while i < len(tokens) and tokens[i] not in "|]":
             token = tokens[i]
             i += 1
             if token == "[":

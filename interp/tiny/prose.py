@@ -25,6 +25,7 @@ from interp.tiny.grammar import (
     Verb,
     a_name,
     atom,
+    label,
     name_atoms,
 )
 
@@ -474,5 +475,5 @@ def fact(random: Random, noun: Noun) -> Atoms:
             verb = "live" if many else "lives"
         else:
             verb = f"{be} found"
-        return [*subject, *verb.split(), *home_phrase(noun)]
+        return [*subject, *map(label, verb.split()), *home_phrase(noun)]
     return [*subject, be, "a" if not many else "all", *name_atoms(noun.leaf.root, many)]
