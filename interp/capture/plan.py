@@ -11,7 +11,7 @@ from pathlib import Path
 
 from interp.capture.activations import Activations
 from interp.capture.model import Model, load_model
-from interp.capture.prompts import SHIPPED, Prompt, Prompts, shipped
+from interp.capture.prompts import SHIPPED, Prompts, shipped
 from interp.capture.record import capture
 from interp.capture.store import write_text
 from interp.capture.traits import TRAITS, TraitVectors
@@ -84,7 +84,7 @@ def run_plan(
     if chat is None:
         chat = bool(getattr(loaded.tokenizer, "chat_template", None))
     if chat:
-        sets = {name: [_as_chat(p) for p in items] for name, items in sets.items()}
+        sets = {name: items.as_chat() for name, items in sets.items()}
     everything = Prompts({p.id: p for items in sets.values() for p in items}.values())
     vectors = {name: _trait(name, root, loaded).vectors()[name] for name in names}
     if save_json and not vectors:
@@ -107,12 +107,12 @@ def run_plan(
     if not acts.complete:
         logger.warning("stopped after %d of %d prompts: run again to go on", acts.n_prompts, len(everything))
         return out
-    write_text(out / "sets.json", json.dumps({k: [p.id for p in v] for k, v in sets.items()}, indent=1))
+    write_text(out / "sets.json", json.dumps({k: v.ids for k, v in sets.items()}, indent=1))
     if save_json:
         for name, items in sets.items():
             target = out / f"{name}.json"
             if not target.exists():
-                acts.to_json(target, prompts=[p.id for p in items])
+                acts.to_json(target, prompts=items.ids)
     return out
 
 
@@ -123,27 +123,21 @@ def _root(experiment: str | os.PathLike[str]) -> Path:
     return path if isinstance(experiment, os.PathLike) or len(path.parts) > 1 else Path("runs") / path
 
 
-def _read_sets(prompts: Sequence[str], files: Sequence[str | os.PathLike[str]]) -> dict[str, list[Prompt]]:
-    sets: dict[str, list[Prompt]] = {}
+def _read_sets(prompts: Sequence[str], files: Sequence[str | os.PathLike[str]]) -> dict[str, Prompts]:
+    sets: dict[str, Prompts] = {}
     for file in files:
         name = Path(file).stem
         if name in sets:
             raise ValueError(f"two prompt files are called {name!r}: rename one, results are kept by name")
         here = str(file) in SHIPPED and not Path(file).exists()
-        sets[name] = list(shipped(str(file)) if here else Prompts.from_file(file))
+        sets[name] = shipped(str(file)) if here else Prompts.from_file(file)
     if prompts:
-        sets["prompts"] = list(Prompts(prompts))
+        sets["prompts"] = Prompts(prompts)
     if not sets:
         raise ValueError(
             "no prompts: give --prompts or --prompts-file (files that ship: " + ", ".join(SHIPPED) + ")"
         )
     return sets
-
-
-def _as_chat(prompt: Prompt) -> Prompt:
-    if prompt.text is None:
-        return prompt
-    return Prompt(prompt.id, messages=({"role": "user", "content": prompt.text},), meta=prompt.meta)
 
 
 def _trait_names(traits: Sequence[str], root: Path) -> list[str]:
@@ -172,7 +166,7 @@ def _trait(name: str, root: Path, model: Model) -> TraitVectors:
     return fitted
 
 
-def _run_name(sets: dict[str, list[Prompt]], everything: Prompts) -> str:
+def _run_name(sets: dict[str, Prompts], everything: Prompts) -> str:
     """Names of the prompt files; inline prompts and long lists are told apart by a hash."""
     name = "+".join(sets)
     if "prompts" in sets or len(name) > 100:

@@ -147,6 +147,15 @@ class Prompts(Sequence[Prompt]):
     def __repr__(self) -> str:
         return f"<Prompts: {len(self)}>"
 
+    def as_chat(self) -> Prompts:
+        """The same prompts, ids included, with every text as the user's message of a chat."""
+        return Prompts(
+            p
+            if p.text is None
+            else Prompt(p.id, messages=({"role": "user", "content": p.text},), meta=p.meta)
+            for p in self
+        )
+
     def encode(self, model: Model, *, max_new_tokens: int = 0) -> list[list[int]]:
         """Token ids of every prompt, as the model will see them.
 

@@ -31,7 +31,7 @@ from interp.capture.store import Folder, Memory
 from interp.capture.tape import Tape
 from interp.events import BatchEnd, CaptureBegin, CaptureEnd, Emitter, Hook, bar
 
-__all__ = ["capture"]
+__all__ = ["capture", "run_batch"]
 
 #: Most series of numbers that an event carries for a monitor.
 SHOWN = 64
@@ -264,7 +264,7 @@ class _Ran:
 def _run_or_none(model: Model, job: Job, ids: list[list[int]], names: list[str], clock: Clock) -> _Ran | None:
     """Run a batch; None if memory ran out."""
     try:
-        return _run(model, job, ids, names, clock)
+        return run_batch(model, job, ids, names, clock)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -272,7 +272,28 @@ def _run_or_none(model: Model, job: Job, ids: list[list[int]], names: list[str],
 
 
 @torch.no_grad()
-def _run(model: Model, job: Job, ids: list[list[int]], names: list[str], clock: Clock) -> _Ran:
+def run_batch(model: Model, job: Job, ids: list[list[int]], names: list[str], clock: Clock) -> _Ran:
+    """Run one padded batch and bring its rows to the CPU.
+
+    Parameters
+    ----------
+    model : Model
+        What to run.
+    job : Job
+        What to capture.
+    ids : list of list of int
+        Token ids of the prompts.
+    names : list of str
+        Their ids.
+    clock : Clock
+        Counts the stages.
+
+    Returns
+    -------
+    object
+        ``states`` and ``projections`` (site → rows), ``responses`` (new token ids), ``n_padded`` (tokens that went
+        through the model).
+    """
     with Tape(model, job.sites, keep=job.keep, vectors=job.matrices) as tape:
         if job.generator.max_new_tokens:
             responses, order, n_padded = job.generator(model, tape, ids, names, clock)
