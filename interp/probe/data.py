@@ -70,7 +70,7 @@ def check_shard(x: Any, y: Any, *, n_latents: int | None = None, n_classes: int 
     """
     x = _as_csr(x)
     if n_latents is not None and x.shape[1] != n_latents:
-        raise ValueError(f"x has {x.shape[1]} latents (columns), expected {n_latents} as before")
+        raise ValueError(f"x has {x.shape[1]} latents (columns), expected {n_latents}")
     if x.shape[1] == 0:
         raise ValueError(f"x is empty: got shape {x.shape}, expected at least one latent")
     if n_classes is not None and n_classes < 1:
@@ -110,16 +110,29 @@ def _as_csr(x: Any) -> sp.csr_array:
     elif isinstance(x, np.ndarray):
         if x.ndim != 2:
             raise ValueError(f"x must be two-dimensional [n_rows, n_latents], got shape {x.shape}")
-        x = sp.csr_array(x)
+        x = sp.csr_array(x.astype(np.float32) if x.dtype == np.float16 else x)  # SciPy has no float16
     else:
         raise ValueError(f"x must be a sparse CSR matrix [n_rows, n_latents], got {type(x).__name__}")
+    _check_indices(x, "x")
     if x.dtype in (np.float32, np.float64):
         return x
-    if x.dtype == np.float16 or x.dtype == bool:
+    if x.dtype == bool:
         return x.astype(np.float32)
     if np.issubdtype(x.dtype, np.integer):
         return x.astype(np.float64)
     raise ValueError(f"x has dtype {x.dtype}, expected a real floating-point or integer type")
+
+
+def _check_indices(a: sp.csr_array, name: str) -> None:
+    """Refuse a matrix whose index arrays are broken: SciPy's C code would write where they point."""
+    if len(a.indptr) > 1 and (a.indptr[1:] < a.indptr[:-1]).any():
+        row = int(np.argmax(a.indptr[1:] < a.indptr[:-1]))
+        raise ValueError(f"{name} is no valid CSR matrix: indptr falls at row {row}")
+    indices = a.indices[: a.nnz]
+    if a.nnz and (indices.min() < 0 or indices.max() >= a.shape[1]):
+        at = int(np.argmax((indices < 0) | (indices >= a.shape[1])))
+        row = int(np.searchsorted(a.indptr, at, side="right")) - 1
+        raise ValueError(f"{name} has column {indices[at]} in row {row}, outside 0 … {a.shape[1] - 1}")
 
 
 def _check_labels(y: Any, n_rows: int, n_classes: int | None) -> tuple[Any, np.ndarray | None]:
@@ -132,6 +145,7 @@ def _check_labels(y: Any, n_rows: int, n_classes: int | None) -> tuple[Any, np.n
         if y.shape[1] == 0:
             raise ValueError("y has no columns: a multi-label y needs at least one class")
         labels = sp.csr_array(y, copy=True).astype(bool)
+        _check_indices(labels, "y")
         labels.sum_duplicates()
         labels.eliminate_zeros()
         return labels, None
@@ -164,27 +178,31 @@ def _check_finite(x: sp.csr_array) -> None:
     raise ValueError(f"x[{row}, {x.indices[at]}] is {x.data[at]}: x must be finite")
 
 
-def shards(x: Any, y: Any = None, n_classes: int | None = None) -> Iterator[Shard]:
+def shards(
+    x: Any, y: Any = None, n_classes: int | None = None, n_latents: int | None = None
+) -> Iterator[Shard]:
     """Checked shards from any input that `Sparse1DProbe.fit` takes.
 
     Parameters
     ----------
     x : matrix, or iterable of (x, y) pairs
         A matrix comes with `y`; an iterable of row shards brings its own labels.
+    n_classes, n_latents : int, optional
+        What every shard must have.
     """
     if y is not None or not _is_iterable_of_shards(x):
         if y is None:
             raise ValueError("y is missing: give one class id per row of x")
-        yield check_shard(x, y, n_classes=n_classes)
+        yield check_shard(x, y, n_latents=n_latents, n_classes=n_classes)
         return
-    n_latents = None
+    empty = True
     for item in x:
         if not (isinstance(item, tuple | list) and len(item) == 2):
             raise ValueError(f"a row shard must be a pair (x, y), got {type(item).__name__}")
         shard = check_shard(*item, n_latents=n_latents, n_classes=n_classes)
-        n_latents = shard.x.shape[1]
+        n_latents, empty = shard.x.shape[1], False
         yield shard
-    if n_latents is None:
+    if empty:
         raise ValueError("x is an empty iterable: there is nothing to fit")
 
 
@@ -235,15 +253,13 @@ def columns(
         x = list(x)
     elif y is None:
         counts = np.zeros(n_latents, np.int64)
-        for shard in shards(x, y, n_classes):
-            same_width(shard, n_latents)
+        for shard in shards(x, y, n_classes, n_latents):
             counts += np.bincount(shard.x.indices, minlength=n_latents)
         per_pass = max(1, len(wanted) * (1 << 26) // max(1 << 26, int(counts[wanted].sum())))
     for start in range(0, len(wanted), per_pass):
         chosen = wanted[start : start + per_pass]
         parts, labels = [], []
-        for shard in shards(x, y, n_classes):
-            same_width(shard, n_latents)
+        for shard in shards(x, y, n_classes, n_latents):
             part = shard.x if len(chosen) == n_latents else shard.x[:, chosen]
             parts.append(part.tocsc())
             labels.append(shard.y)
@@ -253,11 +269,6 @@ def columns(
             begin, end = int(many.indptr[first]), int(many.indptr[stop])
             views = many.data[begin:end], many.indices[begin:end], many.indptr[first : stop + 1] - begin
             yield start + first, sp.csc_array(views, shape=(many.shape[0], stop - first)), y_all
-
-
-def same_width(shard: Shard, n_latents: int) -> None:
-    if shard.x.shape[1] != n_latents:
-        raise ValueError(f"x has {shard.x.shape[1]} latents (columns), the probe has {n_latents}")
 
 
 def _stack_labels(labels: list[Any]) -> Any:

@@ -106,6 +106,11 @@ def polish_pairs(
     block_elements, _ = tuned_block_elements(device, torch.float64)
     for first, columns, _ in data.columns(x, y, n_latents=len(pairs), latents=latents):
         group = latents[first : first + columns.shape[1]]
+        if columns.shape[0] != summary.n_rows or (np.diff(columns.indptr) != summary.n_events[group]).any():
+            raise ValueError(
+                f"x has {columns.shape[0]} labelled rows, the fit saw {summary.n_rows} rows, or they have "
+                "other events: give the rows that were fitted"
+            )
         chosen_all = pairs[group]
         classes = np.flatnonzero(chosen_all.any(axis=0))
         problem = make_problem(summary, group, device=device, dtype=torch.float64)
@@ -153,7 +158,7 @@ def exact_gradient(
         raise ValueError("certify reads x twice: give a list (or any re-iterable) of shards, not a generator")
     device = device or torch.device("cpu")
     n_latents, n_classes = coef.shape
-    summary = LatentSummary(n_latents, n_classes).add_shards(shards(x, y, n_classes))
+    summary = LatentSummary(n_latents, n_classes).add_shards(shards(x, y, n_classes, n_latents))
     wanted = np.ones(coef.shape, bool)
     if pairs is not None:
         pairs = np.asarray(pairs, np.int64)

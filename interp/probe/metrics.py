@@ -9,7 +9,6 @@ Nothing of shape (events × classes) or (rows × classes) is ever made.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from interp.probe.data import Shard, can_iterate_again, columns, same_width, shards
+from interp.probe.data import can_iterate_again, columns, shards
 from interp.probe.nodes import Nodes
 from interp.probe.sizes import tuned_block_elements
 from interp.probe.summary import LatentSummary
@@ -148,7 +147,7 @@ def exact_losses(x: Any, y: Any, coef: np.ndarray, intercept: np.ndarray) -> tup
     if y is None and not can_iterate_again(x):
         x = list(x)
     n_latents, n_classes = coef.shape
-    summary = LatentSummary(n_latents, n_classes).add_shards(_checked(x, y, n_latents, n_classes))
+    summary = LatentSummary(n_latents, n_classes).add_shards(shards(x, y, n_classes, n_latents))
     if summary.n_rows == 0:
         raise ValueError("no labelled row: there is nothing to measure")
     nll, error = losses(summary, coef, intercept)
@@ -158,12 +157,6 @@ def exact_losses(x: Any, y: Any, coef: np.ndarray, intercept: np.ndarray) -> tup
         raw = block.indptr.astype(np.int64), block.data.astype(np.float64), None, None
         nll[group], _ = _losses_of(summary, group, coef, intercept, raw)
     return nll, summary
-
-
-def _checked(x: Any, y: Any, n_latents: int, n_classes: int) -> Iterator[Shard]:
-    for shard in shards(x, y, n_classes):
-        same_width(shard, n_latents)
-        yield shard
 
 
 def _losses_of(
