@@ -274,6 +274,10 @@ def test_needs_polish_is_said_and_polish_finishes() -> None:
     # A generator is read once, so the fit cannot finish there, but says so.
     once = Sparse1DProbe(tol=1e-8).fit(s for s in [(x, y)])
     assert (once.status_[0] == "needs_polish").all()
+    for wrong in ((x[:-1], y[:-1]), (sp.csr_array(np.where(x.toarray() > 1.49, 0.0, x.toarray())), y)):
+        with pytest.raises(ValueError, match="give the rows that were fitted"):
+            once.polish(*wrong)
+    assert (once.status_[0] == "needs_polish").all()
     once.polish(s for s in [(x[:1000], y[:1000]), (x[1000:], y[1000:])])
     assert check_exact(once, x, y, 2, tol=1e-8) == 6
 
