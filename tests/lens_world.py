@@ -31,9 +31,9 @@ PARENTS = {
     "boat": "vehicle",
     "plane": "vehicle",
 }
-SUBJECTS = "boy girl king cook".split()
-VERBS = "saw likes drew found wants lost".split()
-PLACES = "park town hall yard garden station".split()
+SUBJECTS = ["boy", "girl", "king", "cook"]
+VERBS = ["saw", "likes", "drew", "found", "wants", "lost"]
+PLACES = ["park", "town", "hall", "yard", "garden", "station"]
 
 
 def sentences(leaf: str, n: int, seed: int = 0) -> list[str]:
@@ -46,7 +46,7 @@ def sentences(leaf: str, n: int, seed: int = 0) -> list[str]:
 
 
 def pack(n: int = 60, seed: int = 0) -> ConceptPack:
-    """Six leaves of `n` examples, two parents, one root above them, and a root beside it without examples of its own."""
+    """Six leaves of `n` examples each, two parents, one root above them."""
     concepts = [concept("thing", [], 0), concept("animal", ["thing"], 1), concept("vehicle", ["thing"], 1)]
     concepts += [concept(leaf, [PARENTS[leaf]], 2, sentences(leaf, n, seed)) for leaf in LEAVES]
     return ConceptPack.from_dict({"name": "world", "version": "1", "concepts": concepts})
@@ -67,7 +67,23 @@ def model(seed: int = 0, width: int = 48, dtype: torch.dtype = torch.float32) ->
     words = sorted(
         {
             *" ".join([*LEAVES.values(), *SUBJECTS, *VERBS, *PLACES]).split(),
-            *"the a near Note She said This is true He wrote this Read : .".split(),
+            *[
+                "the",
+                "a",
+                "near",
+                "Note",
+                "She",
+                "said",
+                "This",
+                "is",
+                "true",
+                "He",
+                "wrote",
+                "this",
+                "Read",
+                ":",
+                ".",
+            ],
         }
     )
     vocab = {w: i for i, w in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}

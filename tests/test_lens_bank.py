@@ -57,7 +57,9 @@ def test_rows_are_those_of_a_prompt_run_alone(model, some, pooling):
         rows = acts[SITE]
         spans = model.tokenizer(sample.text, return_offsets_mapping=True)["offset_mapping"]
         inside = [b > sample.start and a < sample.stop and b > a for a, b in spans]
-        content = torch.tensor(inside) if pooling == "span" else acts.token_ids != model.tokenizer.bos_token_id
+        content = (
+            torch.tensor(inside) if pooling == "span" else acts.token_ids != model.tokenizer.bos_token_id
+        )
         part = rows[content]
         expected = {"max": part.amax(0), "last": part[-1]}.get(pooling, part.mean(0))
         torch.testing.assert_close(bank.take(bank.index([sample]))[0], expected, rtol=1e-4, atol=1e-5)
@@ -144,7 +146,9 @@ bank.ensure(some)
     bank.ensure(some)
     alone = Bank(model, SITE)
     alone.ensure(some)
-    torch.testing.assert_close(bank.take(bank.index(some)), alone.take(alone.index(some)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        bank.take(bank.index(some)), alone.take(alone.index(some)), rtol=1e-5, atol=1e-6
+    )
     assert os.listdir(tmp_path)
 
 
@@ -168,7 +172,10 @@ def test_continuations_depend_on_the_prompt_alone(model, some):
         i, j = int(a.index([sample])[0]), int(b.index([sample])[0])
         assert a.reply(i) == b.reply(j)
         torch.testing.assert_close(
-            a.take(torch.tensor([i]), response=True), b.take(torch.tensor([j]), response=True), rtol=1e-4, atol=1e-5
+            a.take(torch.tensor([i]), response=True),
+            b.take(torch.tensor([j]), response=True),
+            rtol=1e-4,
+            atol=1e-5,
         )
     other = Bank(model, SITE, **{**options, "seed": 4})
     other.ensure(unique)

@@ -51,7 +51,8 @@ def test_a_relative_in_the_direct_line_is_no_sibling():
 
 def test_round_trip(tmp_path):
     p = pack(
-        concept("a", [], 0, ["One.", {"text": "Two.", "source": "s"}], ["Three."]), concept("b", [], 0, ["Four."])
+        concept("a", [], 0, ["One.", {"text": "Two.", "source": "s"}], ["Three."]),
+        concept("b", [], 0, ["Four."]),
     )
     again = ConceptPack.load(p.save(tmp_path / "p.json"))
     assert again.to_dict() == p.to_dict()
@@ -79,7 +80,10 @@ def test_round_trip(tmp_path):
         (lambda d: d["concepts"][0].update(level=-1), "level must be an integer ≥ 0"),
         (lambda d: d["concepts"][0].update(level=True), "level must be an integer ≥ 0"),
         (lambda d: d["concepts"][0].update(level=1.5), "level must be an integer ≥ 0"),
-        (lambda d: d["concepts"][0].update(examples={"positive": "text"}), "examples.positive must be a list"),
+        (
+            lambda d: d["concepts"][0].update(examples={"positive": "text"}),
+            "examples.positive must be a list",
+        ),
         (lambda d: d["concepts"][0].update(examples={"positive": [" "]}), r"positive\[0\] is empty"),
         (lambda d: d["concepts"][0].update(examples={"positive": [3]}), r"positive\[0\] must be a string"),
         (

@@ -66,7 +66,7 @@ def test_float32_is_close_to_float64(n, d):
 
 
 def test_ill_conditioned_problems_are_solved_in_float64(monkeypatch):
-    """Rows of norm 100 make the systems 10⁴ times worse; float32 alone loses three digits more than the switch."""
+    """Rows of norm 100 make the systems 10⁴ times worse conditioned."""
     z, y = problems(8, 40, 300, seed=4)
     z = z * 100
     s = torch.ones_like(y)
@@ -88,7 +88,9 @@ def test_a_problem_does_not_see_its_batch(seed, shape, pad):
     s = torch.ones_like(y)
     together, b = solve(z, y, s, 0.1, tol=1e-10)
     w = weights(together, z)
-    padded = [torch.nn.functional.pad(t[:1], p) for t, p in ((z, (0, 0, 0, pad)), (y, (0, pad)), (s, (0, pad)))]
+    padded = [
+        torch.nn.functional.pad(t[:1], p) for t, p in ((z, (0, 0, 0, pad)), (y, (0, pad)), (s, (0, pad)))
+    ]
     alone, b_alone = solve(*padded, 0.1, tol=1e-10)
     w_alone = weights(alone, padded[0])
     torch.testing.assert_close(w_alone[0], w[0], rtol=1e-6, atol=1e-8)
@@ -147,7 +149,7 @@ def test_standardise_uses_training_statistics_and_spares_still_dimensions():
 
 
 def test_huge_activations_do_not_spoil_the_fit():
-    """A dimension of 10⁵, as in Gemma, next to ordinary ones: standardised, the fit is that of ordinary data."""
+    """A dimension of 10⁵, as in Gemma: standardised, the fit is that of ordinary data."""
     z, y = problems(4, 40, 30, seed=7, dtype=torch.float32)
     raw = z.clone()
     raw[:, :, 0] = raw[:, :, 0] * 3e4 + 1e5

@@ -105,7 +105,7 @@ def test_coverage_with_groups():
 
 
 def test_perfect_separation_has_an_honest_bound():
-    """Rule-of-three like: with few prompts a perfect score promises little, and the bound grows with their number."""
+    """With few prompts a perfect score promises little, and the bound grows with their number."""
     bounds = []
     for n in (8, 20, 40, 80):
         labels = np.arange(2 * n) < n
@@ -213,7 +213,10 @@ def test_f1_interval_covers():
 def test_balanced_f1_ignores_prevalence():
     scores = np.array([1.0, 1.0, -1.0, 1.0, -1.0, -1.0, -1.0])
     labels = np.array([True, True, True, False, False, False, False])
-    many = np.concatenate([scores[:3], np.tile(scores[3:], 5)]), np.concatenate([labels[:3], np.tile(labels[3:], 5)])
+    many = (
+        np.concatenate([scores[:3], np.tile(scores[3:], 5)]),
+        np.concatenate([labels[:3], np.tile(labels[3:], 5)]),
+    )
     assert g.balanced_f1(scores, labels) == pytest.approx(g.balanced_f1(*many))
     assert g.balanced_f1(scores, labels) == pytest.approx(2 * (2 / 3) / (2 / 3 + 1 / 4 + 1))
 
@@ -241,7 +244,13 @@ def test_platt_repairs_overconfidence_and_keeps_the_order():
     slope, intercept = g.platt(f[::2], labels[::2])
     assert slope > 0
     fixed = slope * f[1::2] + intercept
-    assert abs(g.calibration(fixed, labels[1::2])[0] - 1) < 0.3 < abs(g.calibration(f[1::2], labels[1::2])[0] - 1)
+    assert (
+        abs(g.calibration(fixed, labels[1::2])[0] - 1)
+        < 0.3
+        < abs(g.calibration(f[1::2], labels[1::2])[0] - 1)
+    )
     assert g.brier(fixed, labels[1::2]) < g.brier(f[1::2], labels[1::2])
     assert g.platt(f[:5], labels[:5]) == (1.0, 0.0)
-    assert g.platt(-f, labels)[0] > 0  # a lens that is wrong on the calibration rows is damped, never turned round
+    assert (
+        g.platt(-f, labels)[0] > 0
+    )  # a lens that is wrong on the calibration rows is damped, never turned round

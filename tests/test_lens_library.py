@@ -43,7 +43,9 @@ def acts(model):
 
 def regraded(lenses, grade):
     reports = [dataclasses.replace(r, grade=grade) for r in lenses.reports]
-    return Lenses(reports, lenses.weight, lenses.bias, lenses.mean, lenses.scale, lenses.negatives, lenses.meta)
+    return Lenses(
+        reports, lenses.weight, lenses.bias, lenses.mean, lenses.scale, lenses.negatives, lenses.meta
+    )
 
 
 # ------------------------------------------------------------------------------ scoring
@@ -78,7 +80,7 @@ def test_top(lenses, acts):
 
 
 def test_activations_of_something_else_are_refused(lenses, acts, model):
-    with pytest.raises(LensMismatch, match="these lenses read 'resid_post.1'"):
+    with pytest.raises(LensMismatch, match=r"these lenses read 'resid_post\.1'"):
         lenses.score(capture(model, [TEXT], sites=["resid_post.0"]))
     with pytest.raises(LensMismatch, match=r"pass site='resid_post\.1'"):
         lenses.score(acts[SITE])
@@ -181,7 +183,9 @@ def test_the_steering_vector_raises_its_own_logit_most(lenses, model):
     before = lens.score(TEXT)
     with steer(model, {SITE: vector}, scale=2.0):
         after = lens.score(TEXT)
-    torch.testing.assert_close(after - before, torch.full_like(before, float(2 * lens.weight.norm())), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        after - before, torch.full_like(before, float(2 * lens.weight.norm())), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_dose_response(lenses, model):
@@ -228,10 +232,13 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import lens_world
 from interp.lens import Lenses
 lenses = Lenses.load({str(tmp_path / "l")!r}, model=lens_world.model())
-print(json.dumps([lenses.score({TEXT!r}).double().sum().item(), lenses["bird"].report.why, lenses["bird"].threshold(0.1),
+bird = lenses["bird"]
+print(json.dumps([lenses.score({TEXT!r}).double().sum().item(), bird.report.why, bird.threshold(0.1),
                   lenses.frame().shape, lenses.history().shape]))
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
     total, why, threshold, frame, history = json.loads(out.splitlines()[-1])
     assert total == pytest.approx(float(lenses.score(TEXT).double().sum()), rel=1e-4)
     assert (why, threshold) == (lenses["bird"].report.why, lenses["bird"].threshold(0.1))

@@ -40,7 +40,12 @@ def slow_pairs(texts, threshold):
 
 @given(
     st.lists(
-        st.lists(st.sampled_from("the a cat cats dog sat sits on mat".split()), min_size=1, max_size=7), max_size=12
+        st.lists(
+            st.sampled_from(["the", "a", "cat", "cats", "dog", "sat", "sits", "on", "mat"]),
+            min_size=1,
+            max_size=7,
+        ),
+        max_size=12,
     ),
     st.sampled_from([0.5, 0.8, 0.9]),
 )
@@ -96,7 +101,7 @@ def test_audit_raises():
     with pytest.raises(LeakageError, match="group 1 is in two splits"):
         audit([a, sample("Something else entirely.", "calibrate", 1)])
     held = sample("A dog barked all night.", "test", 2, "Read: {text}", heldout=True)
-    with pytest.raises(LeakageError, match="held-out template 'Read: {text}' is used in the train"):
+    with pytest.raises(LeakageError, match=r"held-out template 'Read: .*' is used in the train"):
         audit([held, sample("Nothing of the kind.", "train", 3, "Read: {text}")])
 
 
@@ -132,7 +137,7 @@ def test_no_group_crosses_a_split_and_all_are_audited(samples):
 
 
 def test_a_leak_in_the_plan_is_found(monkeypatch):
-    """With the grouping switched off, copies of a text are spread over the splits, and the audit refuses that."""
+    """With the grouping switched off, copies of a text are in several splits: refused."""
     texts = [f"{t}{mark}" for t in lens_world.sentences("bird", 20) for mark in (".", "!")]
     p = ConceptPack.from_dict(
         {"name": "p", "version": "1", "concepts": [lens_world.concept("bird", [], 0, texts)]}
@@ -178,7 +183,9 @@ def test_samples_do_not_depend_on_the_order_of_the_pack(samples):
     for c in ("bird", "vehicle"):
         a, b = samples.positives(c, "train", 40), other.positives(c, "train", 40)
         assert [s.text for s in a] == [s.text for s in b]
-        assert [s.text for s in samples.negatives(c, "train", a)] == [s.text for s in other.negatives(c, "train", b)]
+        assert [s.text for s in samples.negatives(c, "train", a)] == [
+            s.text for s in other.negatives(c, "train", b)
+        ]
     seeded = Samples(lens_world.pack(), seed=1).positives("bird", "train", 40)
     assert {s.text for s in seeded} != {s.text for s in samples.positives("bird", "train", 40)}
 
@@ -200,7 +207,9 @@ def test_shares_of_the_negatives():
 def test_given_near_misses_are_used_for_their_concept_alone():
     data = lens_world.pack().to_dict()
     bird = next(c for c in data["concepts"] if c["id"] == "bird")
-    bird["examples"]["negative"] = [f"a {w} is no <bird> at all, said number {i}" for i, w in enumerate("abcdefghijklmnop")]
+    bird["examples"]["negative"] = [
+        f"a {w} is no <bird> at all, said number {i}" for i, w in enumerate("abcdefghijklmnop")
+    ]
     s = Samples(ConceptPack.from_dict(data))
     positive = s.positives("bird", "train", 40)
     assert any(n.origin == "not:bird" for n in s.negatives("bird", "train", positive))
@@ -214,7 +223,9 @@ def test_a_text_that_names_the_concept_is_no_negative():
     for c in data["concepts"]:
         c["term"] = c["id"]
         if c["id"] == "fish":
-            c["examples"]["positive"] += [f"a bird watched carp number {i} in the {p}" for i, p in enumerate("abcdefgh")]
+            c["examples"]["positive"] += [
+                f"a bird watched carp number {i} in the {p}" for i, p in enumerate("abcdefgh")
+            ]
     s = Samples(ConceptPack.from_dict(data))
     for split in SPLITS:
         positive = s.positives("bird", split)
@@ -248,7 +259,12 @@ def test_the_filler_is_where_it_says(samples):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"train": ()}, {"train": ("no place",)}, {"train": ("{text}", "Read: {text}"), "heldout": ("Read: {text}",)}]
+    "bad",
+    [
+        {"train": ()},
+        {"train": ("no place",)},
+        {"train": ("{text}", "Read: {text}"), "heldout": ("Read: {text}",)},
+    ],
 )
 def test_bad_templates(bad):
     with pytest.raises(ValueError, match="template"):

@@ -58,8 +58,8 @@ def hook(event):
     seen += event.kind == "LensEnd" and event.level == 2
     if seen == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-train_by_level(lens_world.model(), lens_world.pack(), site={SITE!r}, out={str(tmp_path)!r}, iteration_hook=hook,
-               growth=(10, 20))
+train_by_level(lens_world.model(), lens_world.pack(), site={SITE!r}, out={str(tmp_path)!r},
+               iteration_hook=hook, growth=(10, 20))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
@@ -95,7 +95,9 @@ def test_a_stop_ends_the_level_and_begins_no_other(model, tmp_path):
         log.append(event)
         return event.kind == "LensIteration"
 
-    lenses = train_by_level(model, lens_world.pack(), site=SITE, out=tmp_path, levels=[1, 2], iteration_hook=hook)
+    lenses = train_by_level(
+        model, lens_world.pack(), site=SITE, out=tmp_path, levels=[1, 2], iteration_hook=hook
+    )
     assert {e.level for e in log if e.kind == "LensEnd"} == {1}
     assert len(lenses) == 1
     assert not (tmp_path / "level-1").exists()
@@ -127,7 +129,10 @@ def test_the_study_answers_its_questions(result, tmp_path):
     for part in ("FINITE", "MEMORY", "SPEED", "QUALITY", "STEERING", "Every site is finite"):
         assert part in str(result)
     saved = {f.name for f in result.save(tmp_path).iterdir()}
-    assert saved == {*(f"{n}.csv" for n in "finite memory speed quality concepts steering".split()), "study.txt"}
+    assert saved == {
+        *(f"{n}.csv" for n in ["finite", "memory", "speed", "quality", "concepts", "steering"]),
+        "study.txt",
+    }
 
 
 def test_overflow_is_found(model):
@@ -137,7 +142,9 @@ def test_overflow_is_found(model):
     loud = lens_world.model()
     with torch.no_grad():
         loud.hf.model.layers[1].mlp.down_proj.weight *= 1e7
-    table = _finite({"float32": loud, "float16": _load(loud, "float16", "cpu")}, lens_world.sentences("bird", 4))
+    table = _finite(
+        {"float32": loud, "float16": _load(loud, "float16", "cpu")}, lens_world.sentences("bird", 4)
+    )
     bad = table[~table.finite]
     assert set(bad.dtype) == {"float16"}
     assert "resid_post.1" in set(bad.site)

@@ -166,18 +166,22 @@ def test_a_pack_of_nonsense_earns_nothing(model):
             for i, leaf in enumerate(lens_world.LEAVES):
                 by_id[leaf]["examples"]["positive"] = texts[i::6]
 
-        lenses = train_lenses(model, world_with(deal), site=SITE, concepts=list(lens_world.LEAVES), growth=(40,))
+        lenses = train_lenses(
+            model, world_with(deal), site=SITE, concepts=list(lens_world.LEAVES), growth=(40,)
+        )
         letters += lenses.grades
     assert letters["A"] + letters["B"] <= 1, letters
 
 
-# ------------------------------------------------------------------------------ growth, stop reasons, blocking
+# ------------------------------------------------------------------------------ growth and its end
 
 
 def test_the_target_stops_the_growth(model, bank):
     """By the point rule six leaves meet a modest target early; the bound of 9 prompts never can."""
     leaves = list(lens_world.LEAVES)
-    early = train_lenses(model, lens_world.pack(), site=SITE, bank=bank, concepts=leaves, f1_target=0.7, f1_rule="point")
+    early = train_lenses(
+        model, lens_world.pack(), site=SITE, bank=bank, concepts=leaves, f1_target=0.7, f1_rule="point"
+    )
     met = [r for r in early.reports if r.stop_reason == "target_met"]
     assert len(met) >= 5
     assert min(r.n_samples for r in met) < 50
@@ -189,7 +193,9 @@ def test_the_target_stops_the_growth(model, bank):
 
 
 def test_the_lower_bound_graduates_where_there_is_enough_to_select_on(model):
-    lenses = train_lenses(model, lens_world.pack(140), site=SITE, concepts=["animal", "vehicle"], f1_target=0.8)
+    lenses = train_lenses(
+        model, lens_world.pack(140), site=SITE, concepts=["animal", "vehicle"], f1_target=0.8
+    )
     for r in lenses.reports:
         assert r.stop_reason == "target_met"
         assert r.f1_select_low >= 0.8
@@ -205,7 +211,13 @@ def test_max_seconds(model, bank):
 
 def test_blocking_counts_what_it_costs(model, bank, monkeypatch):
     """With validation made impossible, every lens that met the target is forced on to the end of its data."""
-    options = {"site": SITE, "bank": bank, "concepts": list(lens_world.LEAVES), "f1_target": 0.7, "f1_rule": "point"}
+    options = {
+        "site": SITE,
+        "bank": bank,
+        "concepts": list(lens_world.LEAVES),
+        "f1_target": 0.7,
+        "f1_rule": "point",
+    }
     monkeypatch.setattr("interp.lens.train._Training._valid", lambda *a: False)
     advisory = train_lenses(model, lens_world.pack(), **options)
     blocking = train_lenses(model, lens_world.pack(), **options, validation_blocking=True)
@@ -241,7 +253,9 @@ def test_a_stop_leaves_a_valid_result(model, bank):
     assert seen[-1].stopped
     assert {r.stop_reason for r in lenses.reports if r.fitted} == {"stopped"}
     assert all(r.grade != "U" for r in lenses.reports if r.fitted)  # the bank held all that grading needs
-    assert {r.why for r in lenses.reports if not r.fitted and r.term != "<thing>"} == {"stopped before it was fitted"}
+    assert {r.why for r in lenses.reports if not r.fitted and r.term != "<thing>"} == {
+        "stopped before it was fitted"
+    }
     assert torch.isfinite(lenses.score("the boy saw a robin near the park")).all()
 
 
@@ -279,7 +293,9 @@ def test_what_cannot_be_trained_is_u_and_the_rest_goes_on(model):
         by_id["bird"]["examples"]["positive"] = []
         by_id["boat"]["examples"]["positive"] = by_id["boat"]["examples"]["positive"][:1]
         by_id["insect"]["examples"]["positive"] = by_id["insect"]["examples"]["positive"][:12]
-        data["concepts"].append(lens_world.concept("lonely", ["car"], 3, lens_world.sentences("car", 60, seed=9)))
+        data["concepts"].append(
+            lens_world.concept("lonely", ["car"], 3, lens_world.sentences("car", 60, seed=9))
+        )
 
     lenses = train_lenses(model, world_with(spoil), site=SITE)
     found = {r.concept: r for r in lenses.reports}
@@ -321,7 +337,7 @@ def test_bad_arguments(model, options, message):
 
 
 def test_a_bank_of_something_else_is_refused(model, bank):
-    with pytest.raises(ValueError, match="the bank's site is 'resid_post.1'"):
+    with pytest.raises(ValueError, match="the bank's site is"):
         train_lenses(model, lens_world.pack(), site="resid_post.0", bank=bank)
 
 
@@ -337,7 +353,9 @@ def test_nan_activations_are_named(tmp_path):
 
 
 def test_mlp_heads(model, bank):
-    lenses = train_lenses(model, lens_world.pack(), site=SITE, bank=bank, concepts=["bird", "car"], head="mlp")
+    lenses = train_lenses(
+        model, lens_world.pack(), site=SITE, bank=bank, concepts=["bird", "car"], head="mlp"
+    )
     assert set(lenses.grades) == set("ABCU")
     rows = bank.take(torch.arange(5))
     assert lenses.score(rows, site=SITE, head="mlp").shape == (5, 2)

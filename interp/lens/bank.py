@@ -1,8 +1,9 @@
 """The activation bank: every prompt is forwarded once, whatever the number of lenses that read it.
 
-A row is the pooled state of one prompt at one site. Its key is a hash of the prompt; the bank as a whole belongs to one
-model (weights, revision, dtype, attention), site and pooling. With a folder, rows are kept in safetensors shards, each written
-under a temporary name and renamed: a killed run finds all finished shards again.
+A row is the pooled state of one prompt at one site. Its key is a hash of the prompt; the bank as a whole
+belongs to one model (weights, revision, dtype, attention), site and pooling. With a folder, rows are kept in
+safetensors shards, each written under a temporary name and renamed: a killed run finds all finished shards
+again.
 """
 
 from __future__ import annotations
@@ -75,10 +76,11 @@ class Bank:
     site : str
         One site, such as ``resid_post.2``.
     pooling : {"span", "mean", "max", "last"}
-        Over the tokens of the example in its template (``span``, a mean), over the whole prompt, or its last token. Special tokens
-        (BOS, padding …) never count.
+        Over the tokens of the example in its template (``span``, a mean), over the whole prompt, or its last
+        token. Special tokens (BOS, padding …) never count.
     continuation : int
-        Tokens to generate behind each prompt. Their mean is a second row of the prompt (``take(..., response=True)``).
+        Tokens to generate behind each prompt. Their mean is a second row of the prompt (``take(...,
+        response=True)``).
     temperature : float
         Of the continuation; draws depend on `seed` and the prompt alone, not on order or batch.
     seed : int
@@ -120,8 +122,8 @@ class Bank:
             raise ValueError(f"{model.name} has no tokenizer; lenses are trained on text and need one")
         if pooling == "span" and not model.tokenizer.is_fast:
             raise ValueError(
-                f"pooling='span' needs character offsets, which the slow tokenizer of {model.name} does not give; "
-                "use pooling='mean'"
+                f"pooling='span' needs character offsets, which the slow tokenizer of {model.name} does not "
+                "give; use pooling='mean'"
             )
         if continuation and not model.is_causal:
             raise ValueError(f"{model.name} is an encoder and cannot continue a prompt; use continuation=0")
@@ -395,7 +397,7 @@ class Bank:
                     texts = json.loads(f.metadata()["texts"])
             except (SafetensorError, OSError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"the bank's shard {file} is damaged ({error}); delete it, its prompts are then forwarded again"
+                    f"the bank's shard {file} is damaged ({error}); delete it, its prompts are then run again"
                 ) from error
             self._add(keys, rows, answers, texts)
         self.n_loaded = len(self._index)

@@ -2,9 +2,11 @@
 
 All three are the same L2 logistic fit as the lens, on the same training and test samples:
 
-* *shuffled*: the lens's own features, labels permuted within the training and the test samples. Anything else than
+* *shuffled*: the lens's own features, labels permuted within the training and the test samples. Anything else
+  than
   about 0 means that the evaluation leaks.
-* *template*: the words of the template, without the example. Anything else than about 0 means that the format tells.
+* *template*: the words of the template, without the example. Anything else than about 0 means that the format
+  tells.
 * *text*: the text lens, a bag of words of the prompt (or the continuation). What it reaches needs no model.
 """
 

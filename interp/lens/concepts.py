@@ -120,8 +120,8 @@ class ConceptPack:
             for parent in concept.parents:
                 if parent not in self._concepts:
                     raise ValueError(
-                        f"pack {name!r}: {concept.id!r} names the parent {parent!r}, which is not in the pack; "
-                        "add it or remove it from parents"
+                        f"pack {name!r}: {concept.id!r} names the parent {parent!r}, which is not in the "
+                        "pack; add it or remove it from parents"
                     )
                 self._children[parent].append(concept.id)
         self._refuse_cycles()
@@ -247,7 +247,7 @@ class ConceptPack:
         return self._reach(concept_id, lambda c: self._children[c])
 
     def siblings(self, concept_id: str) -> set[str]:
-        """Concepts with a parent in common, for a root the other roots; never relatives in the direct line."""
+        """Concepts with a parent in common (of a root: the other roots), none in the direct line."""
         concept = self[concept_id]
         if concept.parents:
             found = {child for parent in concept.parents for child in self._children[parent]}
@@ -298,7 +298,7 @@ class ConceptPack:
                 node = next(p for p in self._concepts[node].parents if p in missing)
             cycle = [*path[path.index(node) :], node]
             raise ValueError(
-                f"pack {self.name!r}: parents run in a circle: {' → '.join(cycle)}; remove one of these parents"
+                f"pack {self.name!r}: parents run in a circle: {' → '.join(cycle)}; remove one of them"
             )
 
     def __repr__(self) -> str:

@@ -11,19 +11,19 @@ Newton (IRLS) step solves, with W = diag(s p (1 − p)) and the working response
 
     (λ I + W^½ G W^½) u = W^½ z − b W^½ 1,      α = W^½ u,      1ᵀα = 0                            (1)
 
-(Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006, algorithm 3.1, with λ for the kernel's scale and the
-intercept eliminated). The matrix has no eigenvalue below λ and needs no inverse of G or W, so a row of weight 0 is
-simply absent: problems of different sizes are padded and solved as one batch. For d < n the same step is taken in
-the d coordinates of w.
+(Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006, algorithm 3.1, with λ for the kernel's
+scale and the intercept eliminated). The matrix has no eigenvalue below λ and needs no inverse of G or W, so a
+row of weight 0 is simply absent: problems of different sizes are padded and solved as one batch. For d < n
+the same step is taken in the d coordinates of w.
 
-λ is in units of G, whose diagonal is about 1 at every width: λ = 1/(C d) for scikit-learn's C on standardised inputs.
+λ is in units of G, whose diagonal is about 1 at every width: λ = 1/(C d) for scikit-learn's C on standardised
+inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 __all__ = ["LAMBDAS", "choose_lambda", "fit_mlp", "solve", "standardise", "statistics"]
@@ -48,8 +48,9 @@ def statistics(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Returns
     -------
     mean, scale : tensors, shape (d,), float32
-        The scale of a dimension is its standard deviation, at least 0.001 of the median one, so that a dimension
-        that hardly moves is not blown up; 1 for one that does not move at all (its weight is then exactly 0).
+        The scale of a dimension is its standard deviation, at least 0.001 of the median one, so that a
+        dimension that hardly moves is not blown up; 1 for one that does not move at all (its weight is then
+        exactly 0).
     """
     wide = rows.double()
     mean = wide.mean(dim=0)
@@ -129,7 +130,7 @@ def solve(
         if bool(hard.any()):
             out_c, out_b = _newton(features, y, s, lam, primal, tol, start, skip=hard)
             which = hard.nonzero(as_tuple=True)[0]
-            wide = [t[which].double() for t in (features, y, s, lam)]
+            wide = (features[which].double(), y[which].double(), s[which].double(), lam[which].double())
             begin = None if start is None else (start[0][which].double(), start[1][which].double())
             c, b = _newton(*wide, primal, tol, begin)
             out_c[which], out_b[which] = c.float(), b.float()
@@ -154,7 +155,7 @@ def _newton(
     start: tuple[torch.Tensor, torch.Tensor] | None,
     skip: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    n_problems, n, width = features.shape
+    n_problems, _n, width = features.shape
     if start is None:
         coef = features.new_zeros(n_problems, width)
         total = s.sum(dim=1).clamp_min(1e-30)
@@ -335,7 +336,8 @@ def fit_mlp(
     Returns
     -------
     dict
-        ``up`` (n_problems, d, hidden), ``shift`` (n_problems, hidden), ``down`` (n_problems, hidden), ``bias`` (n_problems,).
+        ``up`` (n_problems, d, hidden), ``shift`` (n_problems, hidden), ``down`` (n_problems, hidden),
+        ``bias`` (n_problems,).
     """
     n_problems, _, d = z.shape
     z = z * d**0.5  # unit variance per dimension, as a network wants it

@@ -2,14 +2,15 @@ r"""Grades that luck cannot earn.
 
 The discriminability score of a lens is 2·AUROC − 1 of its logits on held-out prompts, against siblings: 0 is
 chance, 1 perfect. The letter is read off the *lower* end of the two-sided 95 % interval: A ≥ 0.5, B ≥ 0.2, C
-below. U: fewer than 8 independent prompts of a class, of which only a perfect score could earn an A, and half of the
-good lenses would be called C.
+below. U: fewer than 8 independent prompts of a class, of which only a perfect score could earn an A, and half
+of the good lenses would be called C.
 
 The interval is the wider, on each side, of two:
 
 * DeLong's variance on the logit scale, clustered by group as Obuchowski has it: honest when rows of a group
   move together. It collapses when the classes separate perfectly (variance 0).
-* Newcombe's score interval, the values θ with (A − θ)² ≤ z² V(θ), where V is the Hanley–McNeil variance *at θ*, for as many
+* Newcombe's score interval, the values θ with (A − θ)² ≤ z² V(θ), where V is the Hanley–McNeil variance *at
+  θ*, for as many
   rows as there are groups: never empty, at A = 1 still 1 − θ ≈ z² (1 + N/2)/(n m) wide, N = (n + m)/2 − 1.
 
 References
@@ -240,8 +241,8 @@ def balanced_f1(scores: ArrayLike, labels: ArrayLike, threshold: float = 0.0) ->
 def f1_interval(tp: int, fp: int, fn: int, *, level: float = 0.95) -> tuple[float, float, float]:
     """F1 and its two-sided interval.
 
-    F1 = 2J/(1 + J) with the Jaccard index J = tp/(tp + fp + fn), which is a proportion: Wilson's interval for J,
-    carried over. With no error at all, 37 positives are needed for a lower bound of 0.95.
+    F1 = 2J/(1 + J) with the Jaccard index J = tp/(tp + fp + fn), which is a proportion: Wilson's interval
+    for J, carried over. With no error at all, 37 positives are needed for a lower bound of 0.95.
 
     Returns
     -------
@@ -286,8 +287,8 @@ def calibration(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
 def platt(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
     """Slope a > 0 and intercept c such that σ(a f + c) is calibrated, fitted on rows of their own.
 
-    A prior draws log a towards 0 with the weight of one row, so that perfectly separated rows give a finite slope; with fewer
-    than 10 rows of a class nothing is changed (1, 0).
+    A prior draws log a towards 0 with the weight of one row, so that perfectly separated rows give a finite
+    slope; with fewer than 10 rows of a class nothing is changed (1, 0).
 
     References
     ----------

@@ -7,36 +7,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from interp.lens import grade as g
-from interp.lens.baselines import BagOfWords, balanced, text_logits
 from interp.lens.bank import Bank
+from interp.lens.baselines import BagOfWords, balanced, text_logits
 from interp.lens.fit import solve, standardise, weights
+from interp.lens.job import Job, rows_of
 from interp.lens.samples import Sample, Samples
 
-if TYPE_CHECKING:
-    from interp.lens.train import Job
-
-__all__ = ["Judge", "rows_of", "seed_of"]
+__all__ = ["Judge", "seed_of"]
 
 
 def seed_of(seed: int, *parts: str) -> int:
     """A seed that depends on what it is for and on nothing else."""
     return int.from_bytes(hashlib.sha256("\x1f".join([str(seed), *parts]).encode()).digest()[:7], "big")
-
-
-def rows_of(bank: Bank, samples: Sequence[Sample]) -> Tensor:
-    """Rows of samples, ``[n, phases, width]``: the prompt, and its continuation if the bank has one."""
-    index = bank.index(samples)
-    rows = [bank.take(index)]
-    if bank.continuation:
-        rows.append(bank.take(index, response=True))
-    return torch.stack(rows, dim=1)
 
 
 class Judge:

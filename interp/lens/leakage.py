@@ -45,7 +45,8 @@ def near_duplicates(texts: Sequence[str], threshold: float = NEAR) -> np.ndarray
     Returns
     -------
     array, shape (n_pairs, 2), int64
-        Indices i < j into `texts`. Of texts that are equal, the first stands for all: each other one is paired with it alone.
+        Indices i < j into `texts`. Of texts that are equal, the first stands for all: each other one is
+        paired with it alone.
 
     Notes
     -----
@@ -161,8 +162,8 @@ def audit(samples: Iterable[Sample], threshold: float = NEAR) -> None:
         other = home.setdefault(s.group, s)
         if other.split != s.split:
             raise LeakageError(
-                f"group {s.group} is in two splits: {other.filler!r} in {other.split}, {s.filler!r} in {s.split}; "
-                "split by group"
+                f"group {s.group} is in two splits: {other.filler!r} in {other.split}, {s.filler!r} in "
+                f"{s.split}; split by group"
             )
     for i, j in near_duplicates([s.filler for s in unique], threshold):
         a, b = unique[i], unique[j]

@@ -40,9 +40,10 @@ def train_by_level(
     pack : ConceptPack, path, or "tiny"
     site : str
     out : path
-        Gets ``bank/`` (every prompt forwarded so far), ``level-k/`` (the lenses of a finished level), ``log.jsonl`` (the events),
-        ``table.csv`` (all levels), and at the end ``lenses/`` (all levels as one set). Called again after a kill, levels that
-        are finished are read, and nothing in the bank is forwarded again.
+        Gets ``bank/`` (every prompt forwarded so far), ``level-k/`` (the lenses of a finished level),
+        ``log.jsonl`` (the events), ``table.csv`` (all levels), and at the end ``lenses/`` (all levels as one
+        set). Called again after a kill, levels that are finished are read, and nothing in the bank is
+        forwarded again.
     levels : sequence of int, optional
         Ontology levels (not model layers); all by default.
     seed : int
@@ -140,7 +141,8 @@ def _claim(
         different = sorted(k for k in wanted if found.get(k) != wanted[k])
         if different:
             raise FileExistsError(
-                f"{folder} holds a training with another {', '.join(different)}; give another folder, or delete it"
+                f"{folder} holds a training with another {', '.join(different)}; give another folder, or "
+                "delete it"
             )
         return
     folder.mkdir(parents=True, exist_ok=True)

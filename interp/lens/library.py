@@ -8,18 +8,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import uuid
-import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from interp.lens.one import Lens
+from interp.lens.report import LensReport
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,86 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Lens", "LensMismatch", "LensReport", "Lenses"]
 
-FORMAT, VERSION = "interp.lenses", 1
-
 
 class LensMismatch(ValueError):
     """Lenses were given activations of another model, site or normalisation."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LensReport:
-    """What is known about one lens. Scores are 2·AUROC − 1; "test" is the test split, read once.
-
-    Attributes
-    ----------
-    concept, term : str
-    level : int
-        Ontology level.
-    grade : str
-        A, B, C, or U with the reason in `why`.
-    score, score_low, score_high, auroc : float
-        On the test split against siblings, held-out templates, with the two-sided 95 % interval of the score.
-    auroc_seen : float
-        The same texts in the templates of training: much more than `auroc` means the format matters.
-    f1, brier, calibration_slope, calibration_intercept : float
-        Test split, classes weighted alike; slope 1 and intercept 0 are calibrated, NaN if separated perfectly.
-    f1_select, f1_select_low : float
-        What the growth of samples was steered by, with its lower 95 % bound.
-    score_shuffled, score_template, score_text : float
-        Baselines, test split: labels shuffled everywhere; template words only; bag of words (the text lens).
-    divergence : float
-        Mean difference of the probabilities of this lens and its text lens, test split.
-    n_samples, n_positive, n_negative, n_test_positive, n_test_negative : int
-        Training rows, and independent groups of the test split.
-    n_iter : int
-        Fits, one per number of samples.
-    stop_reason : str
-        target_met, no_more_data, budget, stopped; "" if there was nothing to fit.
-    forced_on : bool
-        Blocking validation keeps (or would keep) the lens in training after the target is met.
-    extra_iterations : int
-        Iterations after the target was met; with advisory validation, the most that blocking could have added.
-    lam : float
-        Chosen regularisation.
-    seconds : float
-        This lens's share of fitting and grading.
-    fitted : bool
-        Whether there are weights.
-    """
-
-    concept: str
-    term: str
-    level: int
-    grade: str = "U"
-    why: str = ""
-    score: float = math.nan
-    score_low: float = math.nan
-    score_high: float = math.nan
-    auroc: float = math.nan
-    auroc_seen: float = math.nan
-    f1: float = math.nan
-    brier: float = math.nan
-    calibration_slope: float = math.nan
-    calibration_intercept: float = math.nan
-    f1_select: float = math.nan
-    f1_select_low: float = math.nan
-    score_shuffled: float = math.nan
-    score_template: float = math.nan
-    score_text: float = math.nan
-    divergence: float = math.nan
-    n_samples: int = 0
-    n_positive: int = 0
-    n_negative: int = 0
-    n_test_positive: int = 0
-    n_test_negative: int = 0
-    n_iter: int = 0
-    stop_reason: str = ""
-    forced_on: bool = False
-    extra_iterations: int = 0
-    lam: float = math.nan
-    seconds: float = 0.0
-    fitted: bool = False
 
 
 class Lenses:
@@ -219,8 +142,9 @@ class Lenses:
         Returns
         -------
         DataFrame
-            One row: concepts, how many were forced on, mean extra iterations of those, total wasted, mean iterations
-            with and without, and their ratio. ``bound`` says that the extra iterations are an upper bound.
+            One row: concepts, how many were forced on, mean extra iterations of those, total wasted, mean
+            iterations with and without, and their ratio. ``bound`` says that the extra iterations are an
+            upper bound.
         """
         import pandas as pd
 
@@ -262,7 +186,7 @@ class Lenses:
         model: Model | None = None,
         site: str | None = None,
         normalisation: str = "none",
-        head: str = "linear",
+        head: str | None = None,
     ) -> Tensor:
         """Logits of all lenses on all tokens.
 
@@ -276,7 +200,8 @@ class Lenses:
             Where a tensor was taken.
         normalisation : str
             What was done to the rows after capture; lenses want them as they are, ``"none"``.
-        head : {"linear", "mlp"}
+        head : {"linear", "mlp"}, optional
+            By default the one that was graded.
 
         Returns
         -------
@@ -297,6 +222,7 @@ class Lenses:
                 f"{int(bad.sum())} of {len(rows)} rows are not finite, first row {int(bad.nonzero()[0])}"
             )
         standard = (rows - self.mean.to(rows.device)) / self.scale.to(rows.device)
+        head = head or ("linear" if self.mlp is None else "mlp")
         if head == "linear":
             return standard @ self.weight.to(rows.device).T + self.bias.to(rows.device)
         if head != "mlp" or self.mlp is None:
@@ -365,8 +291,9 @@ class Lenses:
         same = all(other.get(k) == mine[k] for k in names) and meta.get("tokenizer_hash") == mine["tokenizer"]
         if not same or other.get("dtype") == mine["dtype"]:
             raise LensMismatch(
-                f"activations are of {other.get('name')!r} (weights {other.get('fingerprint')}), these lenses were "
-                f"trained on {mine['name']!r} (weights {mine['fingerprint']}); train lenses for that model"
+                f"activations are of {other.get('name')!r} (weights {other.get('fingerprint')}), these "
+                f"lenses were trained on {mine['name']!r} (weights {mine['fingerprint']}); train lenses "
+                "for that model"
             )
 
     def top(
@@ -381,8 +308,8 @@ class Lenses:
         """
         import pandas as pd
 
-        acts = x if hasattr(x, "meta") else self._capture(x, model)  # type: ignore[arg-type]
-        values, best = self.score(acts).topk(min(k, len(self)), dim=1)  # type: ignore[arg-type]
+        acts: Any = x if hasattr(x, "meta") else self._capture(x, model)
+        values, best = self.score(acts).topk(min(k, len(self)), dim=1)
         rows = []
         for p in range(acts.n_prompts):
             start = int(acts.offsets[p])
@@ -490,41 +417,10 @@ class Lenses:
         )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``lenses.json`` and a safetensors file into a folder, in place of lenses that are there.
+        """Write ``lenses.json`` and a safetensors file into a folder (see `interp.lens.files`)."""
+        from interp.lens.files import save
 
-        The JSON is renamed into place last and names the tensor file, so a reader never sees half of two versions.
-        """
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            "weight": self.weight,
-            "bias": self.bias,
-            "mean": self.mean,
-            "scale": self.scale,
-            "negatives": self.negatives,
-            **{f"mlp.{k}": v for k, v in (self.mlp or {}).items()},
-        }
-        name = f"lenses-{uuid.uuid4().hex[:12]}.safetensors"
-        draft = folder / f".{name}.tmp"
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, draft)
-        os.replace(draft, folder / name)
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "normalisation": "standardised",
-            "tensors": name,
-            "meta": self.meta,
-            "reports": [_plain(asdict(r)) for r in self.reports],
-        }
-        draft = folder / ".lenses.json.tmp"
-        draft.write_text(json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        os.replace(draft, folder / "lenses.json")
-        for old in folder.glob("lenses-*.safetensors"):
-            if old.name != name:
-                old.unlink()
-        return folder
+        return save(self, folder)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, model: Model | None = None) -> Lenses:
@@ -542,162 +438,13 @@ class Lenses:
             If there are none.
         ValueError
             If the files are of another format or version, or damaged.
+        LensMismatch
+            If `model` is another one.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from interp.lens.files import load
 
-        folder = Path(folder)
-        file = folder / "lenses.json"
-        if not file.is_file():
-            raise FileNotFoundError(f"no lenses at {folder}: expected a folder with lenses.json")
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged: {error}") from error
-        found = (content.get("format"), content.get("version"), content.get("normalisation"))
-        if found != (FORMAT, VERSION, "standardised"):
-            raise ValueError(
-                f"{file} is of format {found[0]!r} version {found[1]!r}, normalisation {found[2]!r}; this version of interp "
-                f"reads {FORMAT!r} version {VERSION}, 'standardised': train again, or use the version that wrote it"
-            )
-        try:
-            tensors = load_file(folder / content["tensors"])
-            reports = [LensReport(**{k: _nan(k, v) for k, v in r.items()}) for r in content["reports"]]
-            mlp = {k.removeprefix("mlp."): v for k, v in tensors.items() if k.startswith("mlp.")}
-            named = [tensors[k] for k in ("weight", "bias", "mean", "scale", "negatives")]
-            lenses = cls(reports, *named, content["meta"], mlp=mlp or None)
-        except (SafetensorError, OSError, KeyError, TypeError) as error:
-            raise ValueError(f"the lenses in {folder} are damaged ({error}); train again") from error
+        lenses = load(folder)
         if model is not None:
             lenses.check_model(model)
             lenses.model = model
         return lenses
-
-
-class Lens:
-    """One lens: a view of its row in `Lenses`.
-
-    Attributes
-    ----------
-    concept : str
-    report : LensReport
-    """
-
-    def __init__(self, lenses: Lenses, concept: str) -> None:
-        self._lenses, self.concept = lenses, concept
-        self.report = lenses._report[concept]
-        self._k = lenses._column[concept]
-
-    def __repr__(self) -> str:
-        r = self.report
-        return (
-            f"<Lens {self.concept!r}: {r.grade}, score {r.score:.2f} [{r.score_low:.2f}, {r.score_high:.2f}]>"
-        )
-
-    @property
-    def grade(self) -> str:
-        """A, B, C or U."""
-        return self.report.grade
-
-    @property
-    def weight(self) -> Tensor:
-        """Gradient of the logit with respect to the row as captured, float32 ``[width]``."""
-        return self._lenses.weight[self._k] / self._lenses.scale
-
-    @property
-    def bias(self) -> float:
-        """logit = weight · row + bias."""
-        return float(self._lenses.bias[self._k]) - float(self.weight.double() @ self._lenses.mean.double())
-
-    def score(self, x: Any, **kwargs: Any) -> Tensor:
-        """Logits of this lens, ``[n_tokens]``; arguments as `Lenses.score`."""
-        return self._lenses.score(x, **kwargs)[:, self._k]
-
-    def threshold(self, fpr: float) -> float:
-        """The logit above which at most a share `fpr` of texts without the concept lies.
-
-        Parameters
-        ----------
-        fpr : float
-            Between 0 and 1.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer than 1/fpr − 1 texts to find it with.
-
-        Notes
-        -----
-        The ceil((1 − fpr)(m + 1))-th smallest of m calibration logits: for an exchangeable new negative the expected rate of
-        false positives is at most `fpr` (conformal quantile; Vovk, Gammerman, Shafer, 2005).
-        """
-        if not 0 < fpr < 1:
-            raise ValueError(f"fpr must be between 0 and 1, got {fpr}")
-        known = self._lenses.negatives[self._k]
-        known = known[~torch.isnan(known)]
-        rank = math.ceil((1 - fpr) * (len(known) + 1) - 1e-9)
-        if rank > len(known):
-            raise ValueError(
-                f"lens {self.concept!r}: {len(known)} negative texts cannot resolve a false-positive rate of {fpr}; "
-                f"the smallest possible is {1 / (len(known) + 1):.3g}"
-            )
-        return float(known[rank - 1])
-
-    def steering_vector(self, *, force: bool = False) -> Tensor:
-        """The direction that raises the lens's logit fastest: its gradient, of norm 1, float32 ``[width]``.
-
-        An A steers; a B steers with a warning; C and U need ``force=True``.
-
-        Parameters
-        ----------
-        force : bool
-
-        Raises
-        ------
-        PermissionError
-            For a lens of grade C or U without `force`.
-        ValueError
-            If the lens has no direction (all its weights are 0).
-        """
-        r = self.report
-        if r.grade in ("C", "U") and not force:
-            why = r.why or f"lower bound of the score {r.score_low:.2f}"
-            raise PermissionError(
-                f"the lens of {self.concept!r} has grade {r.grade} ({why}): it may steer elsewhere; pass force=True to "
-                "steer with it all the same"
-            )
-        if r.grade == "B":
-            warnings.warn(
-                f"the lens of {self.concept!r} has grade B (score at least {r.score_low:.2f}): check what it steers",
-                stacklevel=2,
-            )
-        norm = self.weight.norm()
-        if not float(norm) > 0:
-            raise ValueError(f"the lens of {self.concept!r} has no direction: all its weights are 0")
-        return self.weight / norm
-
-    def dose_response(self, model: Model, texts: Sequence[str], **kwargs: Any) -> pd.DataFrame:
-        """What steering does, dose by dose, beside random directions: `interp.lens.steering.dose_response`."""
-        from interp.lens.steering import dose_response
-
-        return dose_response(self, model, texts, **kwargs)
-
-    @property
-    def lenses(self) -> Lenses:
-        """The set that it belongs to."""
-        return self._lenses
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-_FLOATS = {f.name for f in fields(LensReport) if f.type == "float"}
-
-
-def _nan(name: str, value: Any) -> Any:
-    return math.nan if value is None and name in _FLOATS else value

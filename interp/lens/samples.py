@@ -8,7 +8,8 @@ makes grades worthless:
   ``train``, ``select`` (is the target met?), ``calibrate`` (probabilities, thresholds) and ``test``
   (read once, for the grade). In the last three a group gives one row, so rows are independent.
 * Some templates occur in the test split only.
-* Negatives are the pack's own near misses and examples of siblings, cousins and far concepts; ancestors and descendants are never
+* Negatives are the pack's own near misses and examples of siblings, cousins and far concepts; ancestors and
+  descendants are never
   negatives, nor are texts that name the concept.
 * Every order is drawn from a hash of the seed and the text: it depends neither on the order of the pack
   nor on which lenses are trained together. Rows of n samples begin with the rows of fewer samples.
@@ -31,7 +32,8 @@ __all__ = ["SPLITS", "Sample", "Samples", "Templates"]
 #: Where negatives come from, by default.
 SHARES = {"given": 0.2, "sibling": 0.4, "cousin": 0.2, "far": 0.2}
 
-#: Templates that a text is used with in training. A third one costs 20 % more forward passes on the shipped pack
+#: Templates that a text is used with in training. A third one costs 20 % more forward passes on the shipped
+#: pack
 #: and raises the mean score by 0.01.
 PASSES = 2
 
@@ -124,8 +126,8 @@ class Samples:
     seed : int
     templates : Templates
     shares : mapping of str to float
-        Of the negatives: ``given`` (the pack's own near misses), ``sibling``, ``cousin``, ``far``. What one kind lacks,
-        the others give.
+        Of the negatives: ``given`` (the pack's own near misses), ``sibling``, ``cousin``, ``far``. What one
+        kind lacks, the others give.
 
     Raises
     ------
@@ -304,8 +306,8 @@ class Samples:
     def excludes(self, concept_id: str) -> Callable[[Sample], bool]:
         """A test whether a sample surely does not show a concept.
 
-        It is of a concept outside the direct line (or a near miss of this one), no example of the concept or of its
-        descendants has the same or nearly the same text, and it does not name them.
+        It is of a concept outside the direct line (or a near miss of this one), no example of the concept or
+        of its descendants has the same or nearly the same text, and it does not name them.
         """
         below = [concept_id, *self.pack.descendants(concept_id)]
         line = {*below, *self.pack.ancestors(concept_id)}
@@ -317,7 +319,8 @@ class Samples:
             if sample.group in own:
                 return False
             if sample.origin.startswith("not:"):
-                # A near miss may well name the concept; that is what makes it near. Of others we know nothing.
+                # A near miss may well name the concept; that is what makes it near. Of others we know
+                # nothing.
                 return sample.origin == f"not:{concept_id}"
             return sample.origin not in line and not named.search(sample.filler.casefold())
 

@@ -48,7 +48,8 @@ def dose_response(
     texts : sequence of str
         What the model reads while it is steered.
     scales : sequence of float
-        Doses, in units of the typical norm of a row at the site (``lenses.meta["typical_norm"]``); 0 is added if missing.
+        Doses, in units of the typical norm of a row at the site (``lenses.meta["typical_norm"]``); 0 is added
+        if missing.
     n_random : int
         Random directions of the same norm to compare with.
     seed : int
@@ -60,8 +61,9 @@ def dose_response(
     Returns
     -------
     DataFrame
-        One row per scale and direction: ``scale``, ``direction`` ("lens" or "random"), ``draw``, ``logit`` (mean over tokens),
-        ``logit_change``, ``loss`` (nats per token; NaN for an encoder), ``loss_change``; changes are against scale 0.
+        One row per scale and direction: ``scale``, ``direction`` ("lens" or "random"), ``draw``, ``logit``
+        (mean over tokens), ``logit_change``, ``loss`` (nats per token; NaN for an encoder), ``loss_change``;
+        changes are against scale 0.
 
     Raises
     ------

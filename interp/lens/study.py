@@ -84,8 +84,8 @@ class Study:
         other = self.quality[~self.quality.reference]
         same = other[other.within_margin]
         out.append(
-            f"{len(same)} of {len(other)} combinations of training and evaluation dtype are within {MARGIN} AUROC of float32 "
-            f"throughout (largest mean difference {other.auroc_difference.abs().max():.4f})."
+            f"{len(same)} of {len(other)} combinations of training and evaluation dtype are within {MARGIN} "
+            f"AUROC of float32 throughout (largest mean difference {other.auroc_difference.abs().max():.4f})."
             if len(other)
             else "Only one dtype was studied."
         )
@@ -95,8 +95,8 @@ class Study:
             most = self.steering[self.steering.scale == self.steering.scale.max()]
             change = most.groupby("direction").logit_change.mean()
             out.append(
-                f"At dose {most.scale.iloc[0]:g} the lenses' own logit moves by {change['lens']:.2f} along the lens and by "
-                f"{change['random']:.2f} along random directions."
+                f"At dose {most.scale.iloc[0]:g} the lenses' own logit moves by {change['lens']:.2f} along "
+                f"the lens and by {change['random']:.2f} along random directions."
             )
         return out
 
@@ -393,7 +393,7 @@ def _lens_quality(
 
 
 def _compare(concepts: pd.DataFrame, reference: str, seed: int, draws: int = 2000) -> pd.DataFrame:
-    """Mean paired differences against reference → reference, with percentile bootstrap intervals over concepts."""
+    """Mean paired differences against the reference, percentile bootstrap intervals over concepts."""
     import pandas as pd
 
     auroc = concepts.pivot(index="concept", columns=["train", "evaluate"], values="auroc")
@@ -412,7 +412,7 @@ def _compare(concepts: pd.DataFrame, reference: str, seed: int, draws: int = 200
             difference = (table[cell] - table[reference, reference]).to_numpy()
             low, high = np.percentile(difference[resampled].mean(axis=1), [2.5, 97.5])
             row |= {f"{name}_difference": difference.mean(), f"{name}_low": low, f"{name}_high": high}
-        row["within_margin"] = -MARGIN < row["auroc_low"] and row["auroc_high"] < MARGIN
+        row["within_margin"] = row["auroc_low"] > -MARGIN and row["auroc_high"] < MARGIN
         rows.append(row)
     return pd.DataFrame(rows)
 

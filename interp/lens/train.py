@@ -1,8 +1,9 @@
 """Training: all lenses of a pack at once, each on as few samples as it needs.
 
-One round: forward the prompts that the next number of samples needs (those that no lens has needed before), fit
-every lens that is still growing, look at the selection split. A lens whose target is met, or whose data is used up,
-leaves; it is then calibrated, graded on the test split, and compared with its baselines (`interp.lens.judge`).
+One round: forward the prompts that the next number of samples needs (those that no lens has needed before),
+fit every lens that is still growing, look at the selection split. A lens whose target is met, or whose data
+is used up, leaves; it is then calibrated, graded on the test split, and compared with its baselines
+(`interp.lens.judge`).
 """
 
 from __future__ import annotations
@@ -11,23 +12,21 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from interp.events import Emitter, Hook, LensEnd, LensIteration, TrainBegin, TrainEnd, bar
 from interp.lens import grade as g
 from interp.lens.bank import Bank
 from interp.lens.baselines import balanced
-from interp.lens.concepts import Concept, ConceptPack
-from interp.lens.fit import choose_lambda, fit_mlp, solve, standardise, statistics, weights
+from interp.lens.concepts import ConceptPack
+from interp.lens.fit import choose_lambda, fit_mlp, solve, statistics, weights
+from interp.lens.job import Job, plan
 from interp.lens.judge import Judge, rows_of, seed_of
-from interp.lens.library import Lenses, LensReport
-from interp.lens.samples import Sample, Samples, Templates
+from interp.lens.library import Lenses
+from interp.lens.samples import Samples, Templates
 
 if TYPE_CHECKING:
     from interp.capture.model import Model
@@ -36,119 +35,10 @@ __all__ = ["train_lenses"]
 
 logger = logging.getLogger(__name__)
 
-_FOLDS = 4
 #: Rows that means and scales are taken from, at least, where there are so many.
 _LEAST_ROWS = 512
 #: Bytes of gathered rows that are fitted as one batch.
 _BATCH_BYTES = 64 * 2**20
-
-
-@dataclass
-class Job:
-    """One lens under training."""
-
-    concept: Concept
-    seed: int
-    positive: list[Sample]  #: all training samples, in the order of use
-    negative: list[Sample]
-    select: list[Sample]
-    n_select_positive: int
-    templates: tuple[str, ...]  #: of training
-    train_positive: list[Sample] = field(default_factory=list)  #: those of the latest fit
-    train_negative: list[Sample] = field(default_factory=list)
-    n_iter: int = 0
-    met_at: int = 0  #: iteration at which the target was first met
-    forced_on: bool = False
-    extra: int = 0
-    stop_reason: str = ""
-    why: str = ""
-    seconds: float = 0.0
-    found: dict[str, Any] = field(default_factory=dict)
-    # The latest fit: for rows standardised with mean and scale (divided by √width).
-    lam: float = float("nan")
-    mean: Tensor = field(default_factory=lambda: torch.zeros(0))
-    scale: Tensor = field(default_factory=lambda: torch.zeros(0))
-    w: Tensor | None = None
-    b: float = 0.0
-    mlp: dict[str, Tensor] | None = None
-    test_logits: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    test_labels: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
-
-    @property
-    def most(self) -> int:
-        """Positive samples that there are."""
-        return min(len(self.positive), len(self.negative)) if self.positive and self.negative else 0
-
-    def use(self, n: int) -> None:
-        """Train on the first `n` samples of each class."""
-        self.train_positive, self.train_negative = self.positive[:n], self.negative[:n]
-
-    def rows(self, bank: Bank) -> tuple[Tensor, Tensor]:
-        """Standardised rows and labels 0/1 of the training samples."""
-        raw = rows_of(bank, [*self.train_positive, *self.train_negative])
-        y = torch.zeros(raw.shape[:2])
-        y[: len(self.train_positive)] = 1
-        return standardise(raw.flatten(0, 1), self.mean, self.scale), y.flatten()
-
-    def folds(self) -> tuple[Tensor, Tensor]:
-        """Cross-validation masks, bool ``[n_folds, n]``: samples to fit on, samples to judge by.
-
-        A lens must hold on new texts *and* in new templates. So a fold holds out each text whose home, the template it is
-        first used in, is the fold's, and fits on texts of other homes in other templates.
-        """
-        home: dict[int, int] = {}
-        at: list[tuple[int, int]] = []  # template and home of each sample
-        number = {t: i for i, t in enumerate(self.templates)}
-        several = len(number) > 1
-        for s in [*self.train_positive, *self.train_negative]:
-            template = number[s.template] % _FOLDS if several else -1
-            at.append((template, home.setdefault(s.group, template if several else len(home) % _FOLDS)))
-        template, homes = torch.tensor(at, dtype=torch.int64).T
-        fold = torch.arange(min(len(number), _FOLDS) if several else _FOLDS)[:, None]
-        held = (homes == fold) & ((template == fold) | (template < 0))
-        return (homes != fold) & (template != fold), held
-
-    def logits(self, bank: Bank, samples: Sequence[Sample]) -> np.ndarray:
-        """Logit of each sample (the mean of its prompt's and its continuation's), float64 ``[n]``."""
-        if not samples:
-            return np.zeros(0)
-        z = standardise(rows_of(bank, samples), self.mean, self.scale)
-        if self.mlp is None:
-            assert self.w is not None
-            f = z @ self.w + self.b
-        else:
-            hidden = torch.relu(z @ self.mlp["up"] + self.mlp["shift"])
-            f = hidden @ self.mlp["down"] + self.mlp["bias"]
-        return f.mean(dim=1).double().numpy()
-
-    def rescale(self, slope: float, intercept: float) -> None:
-        """Replace the logit f by slope · f + intercept."""
-        if self.mlp is None:
-            assert self.w is not None
-            self.w, self.b = self.w * slope, self.b * slope + intercept
-        else:
-            self.mlp["down"] = self.mlp["down"] * slope
-            self.mlp["bias"] = self.mlp["bias"] * slope + intercept
-
-    def report(self) -> LensReport:
-        """What is known so far."""
-        found = {"why": self.why, **self.found}
-        return LensReport(
-            concept=self.concept.id,
-            term=self.concept.term,
-            level=int(self.concept.level),
-            n_samples=len(self.train_positive) + len(self.train_negative),
-            n_positive=len(self.train_positive),
-            n_negative=len(self.train_negative),
-            n_iter=self.n_iter,
-            stop_reason=self.stop_reason,
-            forced_on=self.forced_on,
-            extra_iterations=self.extra,
-            lam=self.lam,
-            seconds=self.seconds,
-            fitted=self.w is not None,
-            **found,
-        )
 
 
 def train_lenses(
@@ -187,10 +77,11 @@ def train_lenses(
     f1_target : float
         F1 on the selection split at which a lens is good enough to stop growing.
     f1_rule : {"lower", "point"}
-        Whether the lower 95 % bound of that F1 must reach the target (37 faultless positives for 0.95), or F1 itself.
+        Whether the lower 95 % bound of that F1 must reach the target (37 faultless positives for 0.95), or F1
+        itself.
     validation_blocking : bool
-        If true, a lens that met the target goes on until its grade on the selection split is A or B too. By default
-        the grade is advisory.
+        If true, a lens that met the target goes on until its grade on the selection split is A or B too. By
+        default the grade is advisory.
     growth : sequence of int
         Positive samples of each round; as many negatives.
     max_seconds : float, optional
@@ -212,8 +103,9 @@ def train_lenses(
         Activations to read and add to; a folder outlives the run, and a killed run finds its rows there.
     seed : int
     iteration_hook : callable or list of callable, optional
-        Gets `TrainBegin`, `LensIteration`, `LensEnd`, `TrainEnd`, and `BatchEnd` of the forward passes between them. May
-        return True to stop: lenses that were fitted are kept, and graded where that needs no further forward pass.
+        Gets `TrainBegin`, `LensIteration`, `LensEnd`, `TrainEnd`, and `BatchEnd` of the forward passes
+        between them. May return True to stop: lenses that were fitted are kept, and graded where that needs
+        no further forward pass.
 
     Returns
     -------
@@ -238,7 +130,7 @@ def train_lenses(
     emit = Emitter(iteration_hook)
     bank = _bank(model, bank, dtype, site, pooling, continuation, seed, batch_tokens)
     samples = Samples(pack, seed=seed, templates=templates, shares=shares)
-    jobs = [_plan(samples, pack[c], max(growth) + 1, seed) for c in chosen]
+    jobs = [plan(samples, pack[c], max(growth) + 1, seed) for c in chosen]
     run = _Training(jobs, samples, bank, emit, seed, head)
     run.f1_target, run.f1_rule, run.blocking = f1_target, f1_rule, validation_blocking
     run.growth, run.deadline = list(growth), None if max_seconds is None else started + max_seconds
@@ -329,23 +221,6 @@ def _bank(
     return bank
 
 
-def _plan(samples: Samples, concept: Concept, n: int, seed: int) -> Job:
-    positive = samples.positives(concept.id, "train", n)
-    negative = samples.negatives(concept.id, "train", positive)
-    select = samples.positives(concept.id, "select", 60)
-    others = samples.negatives(concept.id, "select", select)
-    both = min(len(select), len(others))
-    job = Job(
-        concept, seed, positive, negative, [*select[:both], *others[:both]], both, samples.templates.train
-    )
-    texts = len({s.group for s in positive})
-    if texts < 2:
-        job.why = f"{texts} positive example{'s' * (texts != 1)} for training, at least 2 are needed"
-    elif len({s.group for s in negative}) < 2:
-        job.why = "fewer than 2 negative examples for training: the pack has no other concepts with examples"
-    return job
-
-
 class _Training:
     """The rounds. Attributes beyond the constructor's are set by `train_lenses`."""
 
@@ -408,8 +283,8 @@ class _Training:
     def _standardise(self) -> bool:
         """Mean and scale of training rows, the same for all lenses and rounds; False after a stop.
 
-        Of the rows that the first round needs, or of more where there are few lenses: a lens then does not depend on when
-        the others leave.
+        Of the rows that the first round needs, or of more where there are few lenses: a lens then does not
+        depend on when the others leave.
         """
         each = max(self.growth[0], -(-_LEAST_ROWS // max(2 * len(self.active), 1)))
         samples = {s.text: s for j in self.active for s in [*j.positive[:each], *j.negative[:each]]}
@@ -503,7 +378,7 @@ class _Training:
             )
 
     def _valid(self, job: Job, logits: np.ndarray, labels: np.ndarray) -> bool:
-        """Whether the lens holds against siblings on the selection split (too few prompts: nothing against it)."""
+        """Whether the lens holds against siblings on the selection split; U is nothing against it."""
         siblings = self.samples.siblings_of(job.concept.id)
         keep = labels | np.array([s.origin in siblings for s in job.select], dtype=bool)
         groups = np.array([s.group for s in job.select])

@@ -1,0 +1,171 @@
+"""One lens under training: its samples, its latest fit, what has been found out about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.lens.bank import Bank
+from interp.lens.concepts import Concept
+from interp.lens.fit import standardise
+from interp.lens.leakage import audit_lens
+from interp.lens.report import LensReport
+from interp.lens.samples import Sample, Samples
+
+__all__ = ["Job", "plan", "rows_of"]
+
+#: Folds of the cross-validation, at most; see `Job.folds`.
+_FOLDS = 4
+
+
+def rows_of(bank: Bank, samples: Sequence[Sample]) -> Tensor:
+    """Rows of samples, ``[n, phases, width]``: the prompt, and its continuation if the bank has one."""
+    index = bank.index(samples)
+    rows = [bank.take(index)]
+    if bank.continuation:
+        rows.append(bank.take(index, response=True))
+    return torch.stack(rows, dim=1)
+
+
+@dataclass
+class Job:
+    """One lens under training."""
+
+    concept: Concept
+    seed: int
+    positive: list[Sample]  #: all training samples, in the order of use
+    negative: list[Sample]
+    select: list[Sample]
+    n_select_positive: int
+    templates: tuple[str, ...]  #: of training
+    train_positive: list[Sample] = field(default_factory=list)  #: those of the latest fit
+    train_negative: list[Sample] = field(default_factory=list)
+    n_iter: int = 0
+    met_at: int = 0  #: iteration at which the target was first met
+    forced_on: bool = False
+    extra: int = 0
+    stop_reason: str = ""
+    why: str = ""
+    seconds: float = 0.0
+    found: dict[str, Any] = field(default_factory=dict)
+    # The latest fit: for rows standardised with mean and scale (divided by √width).
+    lam: float = float("nan")
+    mean: Tensor = field(default_factory=lambda: torch.zeros(0))
+    scale: Tensor = field(default_factory=lambda: torch.zeros(0))
+    w: Tensor | None = None
+    b: float = 0.0
+    mlp: dict[str, Tensor] | None = None
+    test_logits: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    test_labels: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+    @property
+    def most(self) -> int:
+        """Positive samples that there are."""
+        return min(len(self.positive), len(self.negative)) if self.positive and self.negative else 0
+
+    def use(self, n: int) -> None:
+        """Train on the first `n` samples of each class."""
+        self.train_positive, self.train_negative = self.positive[:n], self.negative[:n]
+
+    def rows(self, bank: Bank) -> tuple[Tensor, Tensor]:
+        """Standardised rows and labels 0/1 of the training samples."""
+        raw = rows_of(bank, [*self.train_positive, *self.train_negative])
+        y = torch.zeros(raw.shape[:2])
+        y[: len(self.train_positive)] = 1
+        return standardise(raw.flatten(0, 1), self.mean, self.scale), y.flatten()
+
+    def folds(self) -> tuple[Tensor, Tensor]:
+        """Cross-validation masks, bool ``[n_folds, n]``: samples to fit on, samples to judge by.
+
+        A lens must hold on new texts *and* in new templates. So a fold holds out each text whose home, the
+        template it is first used in, is the fold's, and fits on texts of other homes in other templates.
+        """
+        home: dict[int, int] = {}
+        at: list[tuple[int, int]] = []  # template and home of each sample
+        number = {t: i for i, t in enumerate(self.templates)}
+        several = len(number) > 1
+        for s in [*self.train_positive, *self.train_negative]:
+            template = number[s.template] % _FOLDS if several else -1
+            at.append((template, home.setdefault(s.group, template if several else len(home) % _FOLDS)))
+        template, homes = torch.tensor(at, dtype=torch.int64).T
+        fold = torch.arange(min(len(number), _FOLDS) if several else _FOLDS)[:, None]
+        held = (homes == fold) & ((template == fold) | (template < 0))
+        return (homes != fold) & (template != fold), held
+
+    def logits(self, bank: Bank, samples: Sequence[Sample]) -> np.ndarray:
+        """Logit of each sample (the mean of its prompt's and its continuation's), float64 ``[n]``."""
+        if not samples:
+            return np.zeros(0)
+        z = standardise(rows_of(bank, samples), self.mean, self.scale)
+        if self.mlp is None:
+            assert self.w is not None
+            f = z @ self.w + self.b
+        else:
+            hidden = torch.relu(z @ self.mlp["up"] + self.mlp["shift"])
+            f = hidden @ self.mlp["down"] + self.mlp["bias"]
+        return f.mean(dim=1).double().numpy()
+
+    def rescale(self, slope: float, intercept: float) -> None:
+        """Replace the logit f by slope · f + intercept."""
+        if self.mlp is None:
+            assert self.w is not None
+            self.w, self.b = self.w * slope, self.b * slope + intercept
+        else:
+            self.mlp["down"] = self.mlp["down"] * slope
+            self.mlp["bias"] = self.mlp["bias"] * slope + intercept
+
+    def report(self) -> LensReport:
+        """What is known so far."""
+        found = {"why": self.why, **self.found}
+        return LensReport(
+            concept=self.concept.id,
+            term=self.concept.term,
+            level=int(self.concept.level),
+            n_samples=len(self.train_positive) + len(self.train_negative),
+            n_positive=len(self.train_positive),
+            n_negative=len(self.train_negative),
+            n_iter=self.n_iter,
+            stop_reason=self.stop_reason,
+            forced_on=self.forced_on,
+            extra_iterations=self.extra,
+            lam=self.lam,
+            seconds=self.seconds,
+            fitted=self.w is not None,
+            **found,
+        )
+
+
+def _matched(positive: list[Sample], negative: list[Sample]) -> list[Sample]:
+    """Positives with as many of each template as the negatives have, in the same order."""
+    left = Counter(s.template for s in negative)
+    out = []
+    for sample in positive:
+        if left[sample.template]:
+            left[sample.template] -= 1
+            out.append(sample)
+    return out
+
+
+def plan(samples: Samples, concept: Concept, n: int, seed: int) -> Job:
+    positive = samples.positives(concept.id, "train", n)
+    negative = samples.negatives(concept.id, "train", positive)
+    positive = _matched(positive, negative)
+    audit_lens(positive, negative)
+    select = samples.positives(concept.id, "select", 60)
+    others = samples.negatives(concept.id, "select", select)
+    both = min(len(select), len(others))
+    job = Job(
+        concept, seed, positive, negative, [*select[:both], *others[:both]], both, samples.templates.train
+    )
+    texts = len({s.group for s in positive})
+    if texts < 2:
+        job.why = f"{texts} positive example{'s' * (texts != 1)} for training, at least 2 are needed"
+    elif len({s.group for s in negative}) < 2:
+        job.why = "fewer than 2 negative examples for training: the pack has no other concepts with examples"
+    return job
