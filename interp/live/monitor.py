@@ -44,6 +44,15 @@ SILENT = 60.0
 _MAX_JOBS = 200
 
 
+def show_widget(widget: anywidget.AnyWidget, name: str) -> None:
+    """Display a widget that has a `Place` below it for its picture."""
+    from IPython.display import display
+
+    shown = widget._repr_mimebundle_() or ({},)
+    # Where a page cannot show the widget, nothing stands here: the place below has the picture.
+    display({**shown[0], "text/html": "", "text/plain": name}, raw=True)
+
+
 def front_end(name: str) -> str:
     """The JavaScript module of a widget: the charts, then the widget's own file."""
     return "\n".join((_HERE / file).read_text(encoding="utf-8") for file in ("charts.js", name))
@@ -78,7 +87,7 @@ class Monitor(anywidget.AnyWidget):
     steps = traitlets.List(traitlets.Unicode()).tag(sync=True)
     head = traitlets.Dict().tag(sync=True)
     data = traitlets.Bytes().tag(sync=True)
-    table = traitlets.List().tag(sync=True)
+    table: Any = traitlets.List().tag(sync=True)
 
     digest_class: ClassVar[type[Digest]]
     name: ClassVar[str]
@@ -95,7 +104,7 @@ class Monitor(anywidget.AnyWidget):
                 "or of a folder of logs, or nothing (then it is a hook)"
             )
         self.run = source if isinstance(source, Run) else None
-        self._tail = Tail(source) if source is not None and self.run is None else None
+        self._tail = Tail(source) if isinstance(source, (str, os.PathLike)) else None
         self._title = title or self.name
         self._digests: dict[str, Digest] = {}
         self._chosen = ""
@@ -299,11 +308,7 @@ class Monitor(anywidget.AnyWidget):
 
     def show(self) -> None:
         """Display the monitor here, with the place of the picture that stays."""
-        from IPython.display import display
-
-        # Where a page cannot show the widget, nothing stands here: the place below has the picture.
-        data = {**self._repr_mimebundle_()[0], "text/html": "", "text/plain": self.name}
-        display(data, raw=True)
+        show_widget(self, self.name)
         self._place.show(self._ended)
 
     def _ipython_display_(self) -> None:

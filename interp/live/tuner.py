@@ -15,7 +15,7 @@ import traitlets
 
 from interp.events import Event
 from interp.live import plots
-from interp.live.monitor import front_end
+from interp.live.monitor import front_end, show_widget
 from interp.live.still import Place, in_notebook, still_html
 
 if TYPE_CHECKING:
@@ -88,8 +88,10 @@ class FitBench:
         """Nanoseconds per (node, pair) evaluation, and the memory the setting works in."""
         from interp.probe.sizes import measure_blocks
 
-        sizes = {"class_slab_sizes": [slab], "latent_block_sizes": [block]}
-        return measure_blocks(self._summary, **sizes, repeats=self._repeats)[0]
+        measured = measure_blocks(
+            self._summary, class_slab_sizes=[slab], latent_block_sizes=[block], repeats=self._repeats
+        )
+        return measured[0]
 
     def rows(self, size: int) -> dict[str, float]:
         """Nanoseconds per event of the pass over x (its first two million events, at most)."""
@@ -137,8 +139,8 @@ class SlabTuner(anywidget.AnyWidget):
 
     uid = traitlets.Unicode().tag(sync=True)
     axes = traitlets.Dict().tag(sync=True)
-    cells = traitlets.List().tag(sync=True)
-    row_cells = traitlets.List().tag(sync=True)
+    cells: Any = traitlets.List().tag(sync=True)
+    row_cells: Any = traitlets.List().tag(sync=True)
     auto = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
     best = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
     best_rows = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
@@ -309,10 +311,7 @@ class SlabTuner(anywidget.AnyWidget):
     def _ipython_display_(self) -> None:
         if not in_notebook():
             raise NotImplementedError  # IPython then falls back on the text
-        from IPython.display import display
-
-        data = {**self._repr_mimebundle_()[0], "text/html": "", "text/plain": "Slab tuner"}
-        display(data, raw=True)
+        show_widget(self, "Slab tuner")
         self._place.show(lambda: bool(self.cells) and not self.busy)
 
     def __repr__(self) -> str:

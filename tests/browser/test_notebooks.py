@@ -1,0 +1,57 @@
+"""The repository's own notebooks, run in JupyterLab in a real browser."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+MONITOR = ".interp-monitor"
+
+
+def run_notebook(lab, page, name, shot, seconds=240.0):
+    """Run all cells; returns the states and the numbers of steps that the monitors went through."""
+    if not (lab.root / name).exists():
+        pytest.skip(f"{name} is not written yet")
+    # Tall, so that Lab, which draws only the cells in view, draws them all.
+    page.set_viewport_size({"width": 1280, "height": 9000})
+    lab.open(page, name)
+    lab.run_all(page)
+    seen: set[tuple[str, str]] = set()
+    shown, deadline = False, time.monotonic() + seconds
+    look = f"""[...document.querySelectorAll('{MONITOR}')].map(
+        e => [e.querySelector('h3').textContent, e.dataset.state, e.dataset.steps])"""
+    busy = page.locator(".jp-Notebook-ExecutionIndicator[data-status=busy]")
+    cells = page.locator(".jp-CodeCell")
+    while True:
+        for title, state, steps in page.evaluate(look):
+            seen.add((title, steps))
+            if not shown and state == "running" and int(steps or 0) > 8:
+                page.locator(f"{MONITOR}[data-state=running]").first.screenshot(path=shot)
+                shown = True
+        prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+        finished = len(prompts) == cells.count() and all(p.strip("[]: ").isdigit() for p in prompts)
+        if finished and not busy.count():
+            return seen
+        errors = page.locator("[data-mime-type='application/vnd.jupyter.error']")
+        assert not errors.count(), errors.first.inner_text()
+        assert time.monotonic() < deadline, "the notebook did not finish in time"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "title"), [("02_probe.ipynb", "Probe fit"), ("04_lenses.ipynb", "Lens training")]
+)
+def test_a_notebook_runs_and_its_monitor_moves(lab, page, shots, name, title):
+    seen = run_notebook(lab, page, name, shots / f"{name[:2]}_running.png")
+    assert len({steps for what, steps in seen if what == title}) >= 2
+    page.screenshot(path=shots / f"{name[:2]}_done.png")
+    page.keyboard.press("Control+s")
+    deadline = time.monotonic() + 15
+    while "data:image/png" not in (lab.root / name).read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert "widgets" not in json.loads((lab.root / name).read_text())["metadata"]
