@@ -12,16 +12,16 @@ from transformers import AutoModel, AutoModelForCausalLM
 from interp.capture.model import Model, wrap
 
 VOCAB = 96
-COMMON: dict[str, Any] = dict(
-    vocab_size=VOCAB,
-    hidden_size=32,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    max_position_embeddings=64,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 GATED = dict(COMMON, intermediate_size=48, num_key_value_heads=2, head_dim=8)
 ENCODER = dict(
     {k: v for k, v in COMMON.items() if k not in ("bos_token_id", "eos_token_id")}, intermediate_size=48
@@ -30,9 +30,15 @@ ENCODER = dict(
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": (
         "GPT2Config",
-        dict(
-            vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
-        ),
+        {
+            "vocab_size": VOCAB,
+            "n_embd": 32,
+            "n_layer": 3,
+            "n_head": 4,
+            "n_positions": 64,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
     ),
     "gpt_neox": ("GPTNeoXConfig", dict(COMMON, intermediate_size=48)),
     "gpt_neox_serial": ("GPTNeoXConfig", dict(COMMON, intermediate_size=48, use_parallel_residual=False)),

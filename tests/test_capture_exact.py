@@ -25,7 +25,7 @@ SITES = "embed, resid_mid.*, resid_post.*, attn_out.*, mlp_out.*, q.1, k.1, v.1,
 
 @torch.no_grad()
 def alone(model: Model, ids: list[int]) -> list[Tensor]:
-    """The residual stream by transformers' own means: one sequence, no padding, no cache, no hooks of ours."""
+    """The residual stream by transformers' own means: one sequence, no padding, no cache, no hooks."""
     hidden = model.backbone(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
     return [h[0] for h in hidden]
 
@@ -33,8 +33,9 @@ def alone(model: Model, ids: list[int]) -> list[Tensor]:
 def expect_single(model: Model, acts: Activations, limit: float) -> None:
     """Rows of every prompt are those of a run of its exact ids by themselves.
 
-    The residual stream row by row, against transformers' own hidden states. Parts of a block against a single run of
-    ours, relative to the largest number of the site: in bfloat16 a small sum of large terms has no more digits.
+    The residual stream row by row, against transformers' own hidden states. Parts of a block against a single
+    run of ours, relative to the largest number of the site: in bfloat16 a small sum of large terms has no
+    more digits.
     """
     for i in range(acts.n_prompts):
         a, b = acts.offsets[i : i + 2].tolist()
@@ -103,7 +104,7 @@ def responses(acts: Any) -> dict[str, list[int]]:
 
 def test_sampled_text_does_not_depend_on_the_batch() -> None:
     model, prompts = zoo("llama"), sequences()
-    options = dict(sites="resid_post.0", max_new_tokens=12, temperature=1.3, seed=5)
+    options = {"sites": "resid_post.0", "max_new_tokens": 12, "temperature": 1.3, "seed": 5}
     together = responses(capture(model, prompts, **options))
     shuffled = prompts.copy()
     random.Random(0).shuffle(shuffled)
@@ -156,7 +157,7 @@ def test_check_raises_when_padding_changes_the_answer(monkeypatch: pytest.Monkey
 
 
 def test_check_sees_a_wrong_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows shifted by one token, as in the capture scripts of old: every shape is right, the numbers are not."""
+    """Rows shifted by one token, as in the scripts of old: every shape is right, the numbers are not."""
     original = record.Tape.collect
 
     def shifted(self: Any, order: Any = None) -> Any:
@@ -186,7 +187,10 @@ def test_not_finite_is_refused_by_name() -> None:
 
 
 @given(
-    st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 300), st.integers(0, 20), st.booleans()
+    st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    st.integers(1, 300),
+    st.integers(0, 20),
+    st.booleans(),
 )
 def test_packing(lengths: list[int], budget: int, new: int, sort: bool) -> None:
     batches = pack(lengths, budget, new_tokens=new, sort=sort)
@@ -239,7 +243,9 @@ def test_out_of_memory_halves_the_batch(new: int, monkeypatch: pytest.MonkeyPatc
 
 def test_a_prompt_too_large_for_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Any, *args: Any) -> None:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        raise RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        )
 
     monkeypatch.setattr(record.Tape, "prompts_pass", full)
     with pytest.raises(MemoryError, match=r"'p4' \(20 tokens.*alone"):
@@ -254,7 +260,7 @@ def test_other_errors_are_not_taken_for_memory() -> None:
 
 def test_auto_budget_is_a_power_of_two_that_follows_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = zoo("llama")
-    options = dict(longest=60, new_tokens=0, kept=True)
+    options = {"longest": 60, "new_tokens": 0, "kept": True}
     monkeypatch.setattr(batching, "memory_free", lambda device: 1 << 40)
     large = batching.auto_batch_tokens(model, ("resid_post.0",), **options)
     monkeypatch.setattr(batching, "memory_free", lambda device: 3_000_000)
@@ -274,7 +280,7 @@ def test_projections_equal_rows_times_vectors() -> None:
         "b": torch.randn(32, dtype=torch.float64),
         "c": {"resid_post.1": torch.randn(32)},
     }
-    options: dict[str, Any] = dict(tier=2, vectors=vectors, max_new_tokens=5, stop_at_eos=False)
+    options: dict[str, Any] = {"tier": 2, "vectors": vectors, "max_new_tokens": 5, "stop_at_eos": False}
     kept = capture(model, prompts, keep_states=True, **options)
     lean = capture(model, prompts, **options)
     assert "resid_post.1" not in lean
@@ -283,7 +289,9 @@ def test_projections_equal_rows_times_vectors() -> None:
     assert len(lean.projected) == 9
     for site, names in lean.projected.items():
         assert names == (["a", "b", "c"] if site == "resid_post.1" else ["a", "b"])
-        columns = torch.stack([v[site] if isinstance(v, dict) else v.float() for n, v in vectors.items() if n in names], 1)
+        columns = torch.stack(
+            [v[site] if isinstance(v, dict) else v.float() for n, v in vectors.items() if n in names], 1
+        )
         torch.testing.assert_close(lean.projection(site), kept[site] @ columns)
         torch.testing.assert_close(kept.projection(site), lean.projection(site))
     frame = lean.frame()
@@ -349,12 +357,17 @@ def test_events_tell_the_whole_story() -> None:
 def test_a_hook_stops_after_the_batch_under_way() -> None:
     prompts = sequences()
     acts = capture(
-        zoo("llama"), prompts, batch_tokens=20, iteration_hook=lambda e: isinstance(e, BatchEnd) and e.batch == 1
+        zoo("llama"),
+        prompts,
+        batch_tokens=20,
+        iteration_hook=lambda e: isinstance(e, BatchEnd) and e.batch == 1,
     )
     assert not acts.complete
     assert acts.prompt_ids == ["p1", "p4"]
     whole = capture(zoo("llama"), prompts)
-    torch.testing.assert_close(acts["resid_post.0"], torch.cat([whole.rows("resid_post.0", p) for p in ("p1", "p4")]))
+    torch.testing.assert_close(
+        acts["resid_post.0"], torch.cat([whole.rows("resid_post.0", p) for p in ("p1", "p4")])
+    )
     nothing = capture(zoo("llama"), prompts, iteration_hook=lambda e: True)
     assert nothing.n_prompts == nothing.n_tokens == 0
 
@@ -385,21 +398,21 @@ def test_report_accounts_for_the_time() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (dict(sites="resid_post.7"), ValueError, "layers 0 … 2"),
-        (dict(tier=4), ValueError, "tier must be 2 or 3"),
-        (dict(tier=2, sites="embed"), ValueError, "not both"),
-        (dict(layer=1), ValueError, "tier=3"),
-        (dict(tier=3, layer=9), ValueError, "layers 0 … 2"),
-        (dict(vectors={"v": torch.ones(31)}), ValueError, r"'v' has shape \(31,\).*width 32"),
-        (dict(vectors={"v": torch.full((32,), torch.nan)}), ValueError, "not finite"),
-        (dict(vectors={"v": {"resid_pre.0": torch.ones(32)}}), ValueError, "none of the sites"),
-        (dict(sites="q.0", vectors={"v": torch.ones(32)}), ValueError, "none of the sites"),
-        (dict(keep_states=False), ValueError, "keeps nothing"),
-        (dict(max_new_tokens=-1), ValueError, "max_new_tokens"),
-        (dict(max_new_tokens=60), ValueError, r"'p0' is too long: 5 tokens and 60 new ones.*64"),
-        (dict(temperature=-0.1), ValueError, "temperature"),
-        (dict(batch_tokens=0), ValueError, "batch_tokens"),
-        (dict(check=-1), ValueError, "check"),
+        ({"sites": "resid_post.7"}, ValueError, "layers 0 … 2"),
+        ({"tier": 4}, ValueError, "tier must be 2 or 3"),
+        ({"tier": 2, "sites": "embed"}, ValueError, "not both"),
+        ({"layer": 1}, ValueError, "tier=3"),
+        ({"tier": 3, "layer": 9}, ValueError, "layers 0 … 2"),
+        ({"vectors": {"v": torch.ones(31)}}, ValueError, r"'v' has shape \(31,\).*width 32"),
+        ({"vectors": {"v": torch.full((32,), torch.nan)}}, ValueError, "not finite"),
+        ({"vectors": {"v": {"resid_pre.0": torch.ones(32)}}}, ValueError, "none of the sites"),
+        ({"sites": "q.0", "vectors": {"v": torch.ones(32)}}, ValueError, "none of the sites"),
+        ({"keep_states": False}, ValueError, "keeps nothing"),
+        ({"max_new_tokens": -1}, ValueError, "max_new_tokens"),
+        ({"max_new_tokens": 60}, ValueError, r"'p0' is too long: 5 tokens and 60 new ones.*64"),
+        ({"temperature": -0.1}, ValueError, "temperature"),
+        ({"batch_tokens": 0}, ValueError, "batch_tokens"),
+        ({"check": -1}, ValueError, "check"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -88,8 +88,8 @@ def test_prompts_that_do_not_fit_the_model() -> None:
         Prompts([{"id": "x", "token_ids": [96]}]).encode(zoo("llama"))
     with pytest.raises(TypeError, match="a list of prompts"):
         Prompts("w3")
+    model = wrap(zoo("llama").hf, type("T", (), {"chat_template": None, "bos_token_id": None})())
     with pytest.raises(ValueError, match="no chat template"):
-        model = wrap(zoo("llama").hf, type("T", (), {"chat_template": None, "bos_token_id": None})())
         Prompts([{"messages": [{"role": "user", "content": "w3"}]}]).encode(model)
 
 

@@ -19,7 +19,8 @@ PROMPT = sequences(1, (11,))
 IDS = torch.tensor([PROMPT[0]["token_ids"]])
 FINAL_NORM = {"gpt2": "ln_f", "gpt_neox": "final_layer_norm", "gpt_neox_serial": "final_layer_norm"}
 
-#: Where the model itself reads resid_mid: (module of the block, does it see the sum or return its normalised form).
+#: Where the model itself reads resid_mid: (module of the block, does it see the sum or return its normalised
+#: form).
 MID_READERS = {
     "gpt2": "ln_2",
     "gpt_neox_serial": "post_attention_layernorm",
@@ -60,9 +61,9 @@ def test_residual_stream_is_hidden_states(name: str) -> None:
             close(acts[f"resid_pre.{i + 1}"], hidden[i + 1])
         last = acts[f"resid_post.{model.n_layers - 1}"]
         if name not in (*ENCODERS, "opt_post"):
-            last = model.backbone.get_submodule(FINAL_NORM.get(name, "final_layer_norm" if name == "opt" else "norm"))(
-                last
-            )
+            last = model.backbone.get_submodule(
+                FINAL_NORM.get(name, "final_layer_norm" if name == "opt" else "norm")
+            )(last)
         elif name == "opt_post":
             last = model.backbone.project_out(last)
         close(last, hidden[-1])
@@ -190,9 +191,14 @@ def test_hooks_are_gone_after_any_exit() -> None:
 
     before = hooks()
     capture(model, PROMPT, sites="resid_mid.*")
-    with pytest.raises(KeyboardInterrupt), Tape(model, model.sites.resolve("resid_mid.*, q.1")):
-        assert hooks() > before
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with Tape(model, model.sites.resolve("resid_mid.*, q.1")):
+            assert hooks() > before
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert hooks() == before
 
 
@@ -202,34 +208,46 @@ OTHERS = {
     "cohere": ("CohereConfig", GATED),
     "olmo2": ("Olmo2Config", GATED),
     "phi": ("PhiConfig", dict(GATED, num_key_value_heads=4)),
-    "bloom": ("BloomConfig", dict(vocab_size=VOCAB, hidden_size=32, n_layer=3, n_head=4)),
-    "gptj": ("GPTJConfig", dict(vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=64, rotary_dim=4)),
+    "bloom": ("BloomConfig", {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 3, "n_head": 4}),
+    "gptj": (
+        "GPTJConfig",
+        {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
+    ),
     "gpt_neo": (
         "GPTNeoConfig",
-        dict(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            num_layers=3,
-            num_heads=4,
-            attention_types=[[["global", "local", "global"], 1]],
-            window_size=6,
-        ),
+        {
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "num_layers": 3,
+            "num_heads": 4,
+            "attention_types": [[["global", "local", "global"], 1]],
+            "window_size": 6,
+        },
     ),
     "falcon": (
         "FalconConfig",
-        dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, alibi=False),
+        {
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "alibi": False,
+        },
     ),
-    "distilbert": ("DistilBertConfig", dict(vocab_size=VOCAB, dim=32, n_layers=3, n_heads=4, hidden_dim=48)),
+    "distilbert": (
+        "DistilBertConfig",
+        {"vocab_size": VOCAB, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48},
+    ),
     "electra": (
         "ElectraConfig",
-        dict(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            embedding_size=16,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            intermediate_size=48,
-        ),
+        {
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "embedding_size": 16,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 48,
+        },
     ),
 }
 
@@ -250,7 +268,9 @@ def test_other_architectures_are_checked_before_use(name: str) -> None:
     if "resid_mid" in kinds and not model.sites.family.post_norm:
         close(acts["resid_mid.1"] + acts["mlp_out.1"], acts["resid_post.1"])
     if model.is_causal:
-        generated = capture(model, prompts, sites="resid_post.*", max_new_tokens=4, check=3, stop_at_eos=False)
+        generated = capture(
+            model, prompts, sites="resid_post.*", max_new_tokens=4, check=3, stop_at_eos=False
+        )
         assert max(generated.check.values()) < 1e-5
         assert generated.n_tokens == acts.n_tokens + 12
 
@@ -275,7 +295,7 @@ def test_an_architecture_without_blocks_is_refused() -> None:
     config = transformers.AlbertConfig(
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48
     )
-    with pytest.raises(ValueError, match="'albert' is not supported.*llama"):
+    with pytest.raises(ValueError, match=r"'albert' is not supported.*llama"):
         wrap(AutoModel.from_config(config))
 
 

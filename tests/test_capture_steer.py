@@ -42,7 +42,7 @@ def test_what_follows_is_changed_and_what_precedes_is_not() -> None:
 
 def test_positions_in_generation() -> None:
     model, prompts = zoo("llama"), sequences(0, (5, 5))
-    v, options = direction(32), dict(sites="resid_post.0", max_new_tokens=4, stop_at_eos=False)
+    v, options = direction(32), {"sites": "resid_post.0", "max_new_tokens": 4, "stop_at_eos": False}
     plain = capture(model, prompts, **options)
     for positions, phase in (("prompt", 0), ("generated", 1)):
         with steer(
@@ -94,9 +94,14 @@ def test_hooks_are_gone_after_an_exception() -> None:
         return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf.modules())
 
     before = hooks()
-    with pytest.raises(RuntimeError), steer(model, {"resid_post.*": direction(32), "embed": direction(32)}):
-        assert hooks() == before + 4
-        raise RuntimeError
+
+    def failing() -> None:
+        with steer(model, {"resid_post.*": direction(32), "embed": direction(32)}):
+            assert hooks() == before + 4
+            raise RuntimeError("something in between")
+
+    with pytest.raises(RuntimeError, match="in between"):
+        failing()
     assert hooks() == before
 
 

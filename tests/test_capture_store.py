@@ -23,13 +23,13 @@ from interp.capture.check import relative_error
 from interp.events import BatchEnd, CaptureBegin
 
 LENGTHS = (5, 12, 1, 9, 20, 3, 7, 7, 15, 2)
-OPTIONS: dict[str, Any] = dict(
-    sites="embed, resid_pre.*, resid_post.*, attn.1",
-    vectors={"v": torch.arange(32.0)},
-    max_new_tokens=3,
-    stop_at_eos=False,
-    batch_tokens=40,
-)
+OPTIONS: dict[str, Any] = {
+    "sites": "embed, resid_pre.*, resid_post.*, attn.1",
+    "vectors": {"v": torch.arange(32.0)},
+    "max_new_tokens": 3,
+    "stop_at_eos": False,
+    "batch_tokens": 40,
+}
 LARGE = "resid_mid.*, resid_post.*, mlp_act.*, attn_out.*, mlp_out.*, q.*, attn.0"
 
 
@@ -128,7 +128,9 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
 def in_child(work: Callable[[], object]) -> int:
     """Run `work` in a forked process; return its exit code, negative for a signal."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside idle threads of torch is fine here
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # forking beside idle threads of torch is fine here
         pid = os.fork()
     if pid == 0:
         try:
@@ -270,9 +272,7 @@ def test_a_full_disk_leaves_whole_shards(tmp_path: Path, monkeypatch: pytest.Mon
         capture(model, prompts, out=tmp_path, **OPTIONS)
     monkeypatch.undo()
     assert len(list(tmp_path.glob("shard-*"))) == 2
-    same(
-        capture(model, prompts, out=tmp_path, **OPTIONS), capture(model, prompts, **OPTIONS), exact=False
-    )
+    same(capture(model, prompts, out=tmp_path, **OPTIONS), capture(model, prompts, **OPTIONS), exact=False)
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -293,7 +293,9 @@ def test_json_for_viewers(tmp_path: Path) -> None:
     assert (len(one["tokens"]), one["n_prompt"]) == (23, 20)
     a, b = acts.offsets[4:6].tolist()
     expected = acts.projection("resid_post.2")[a:b, 0]
-    torch.testing.assert_close(torch.tensor(one["projections"]["v"]["resid_post.2"]), expected, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(
+        torch.tensor(one["projections"]["v"]["resid_post.2"]), expected, rtol=1e-4, atol=1e-9
+    )
     with pytest.raises(FileExistsError):
         acts.to_json(tmp_path / "view.json")
     part = json.loads(acts.to_json(tmp_path / "part.json", prompts=["p3"]).read_text())

@@ -125,7 +125,7 @@ def test_auroc_is_mann_whitney() -> None:
 
 
 def test_auroc_intervals_cover() -> None:
-    """95 % of intervals hold the true value, up to what 400 repetitions can tell; also where samples are perfect."""
+    """95 % of intervals hold the true value, as far as 400 repetitions tell; perfect samples included."""
     source = np.random.default_rng(2)
     for shift, truth in ((0.0, 0.5), (2.0, 0.9214)):
         inside = 0
@@ -189,7 +189,7 @@ def test_a_plan_in_one_load(
     traits = with_traits(root, tmp_path)
     loads = []
     monkeypatch.setattr(plan, "load_model", lambda *a, **k: (loads.append(a), zoo("llama"))[1])
-    options = dict(model="somewhere", max_new_tokens=5, save_json=True, check=2)
+    options = {"model": "somewhere", "max_new_tokens": 5, "save_json": True, "check": 2}
     out = run_plan(root, traits, ["w9 w10"], prompt_files, **options)
     assert len(loads) == 1
     assert out.parent == root / "tier2"

@@ -1,7 +1,7 @@
 """Activations of transformers: one load, many prompts, rows that mean what they say.
 
-``interp.capture(model, prompts, sites=…)`` calls `interp.capture.record.capture`: the package is callable, so that the
-name means the same whichever of its modules was imported first.
+``interp.capture(model, prompts, sites=…)`` calls `interp.capture.record.capture`: the package is callable, so
+that the name means the same whichever of its modules was imported first.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Shard:
         return self.tensors[name][start:stop]
 
     def whole(self) -> Shard:
-        """This shard with all its tensors in memory."""
+        """The shard with all its tensors in memory."""
         return self
 
 
@@ -90,8 +90,9 @@ class Activations:
 
     Notes
     -----
-    Row t of a prompt is the state *at* token t, prompt and generated tokens alike; n tokens, n rows. In memory the
-    rows of a site are put together on first use. From a folder they are read when asked for, and not kept.
+    Row t of a prompt is the state *at* token t, prompt and generated tokens alike; n tokens, n rows. In
+    memory the rows of a site are put together on first use. From a folder they are read when asked for, and
+    not kept.
     """
 
     def __init__(self, meta: dict[str, Any], shards: Sequence[Shard], folder: Path | None = None) -> None:
@@ -284,8 +285,8 @@ class Activations:
         Returns
         -------
         DataFrame
-            Columns ``prompt_id``, ``position``, ``token_id``, ``token``, ``phase`` ("prompt" or "response") and, for
-            every projection, ``"<vector>@<site>"`` (float32).
+            Columns ``prompt_id``, ``position``, ``token_id``, ``token``, ``phase`` ("prompt" or "response")
+            and, for every projection, ``"<vector>@<site>"`` (float32).
         """
         import pandas as pd
 
@@ -298,7 +299,9 @@ class Activations:
             "position": np.concatenate([np.arange(n) for n in lengths]) if len(lengths) else lengths,
             "token_id": self.token_ids.numpy(),
             "token": [strings.get(t, str(t)) for t in self.token_ids.tolist()],
-            "phase": pd.Categorical.from_codes(self.phase.numpy(), categories=["prompt", "response"]),
+            "phase": pd.Categorical.from_codes(
+                self.phase.tolist(), categories=pd.Index(["prompt", "response"])
+            ),
         }
         for site, names in self.projected.items():
             values = self.projection(site).numpy()

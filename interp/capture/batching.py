@@ -31,7 +31,8 @@ def pack(lengths: Sequence[int], budget: int, *, new_tokens: int = 0, sort: bool
     new_tokens : int
         Tokens generated behind every prompt; they count.
     sort : bool
-        Longest first, so that memory that does not suffice shows in the first batch; False keeps the input order.
+        Longest first, so that memory that does not suffice shows in the first batch; False keeps the input
+        order.
 
     Returns
     -------
@@ -103,7 +104,8 @@ class Queue:
         longest = max(self._lengths[i] for i in batch) + self._new
         if len(batch) == 1:
             raise MemoryError(
-                f"prompt {names[0]!r} ({longest} tokens, {self._new} of them to be generated) does not fit in memory "
+                f"prompt {names[0]!r} ({longest} tokens, {self._new} of them to be generated) does not fit "
+                "in memory "
                 "even alone: shorten it, capture fewer sites, or take a smaller dtype"
             )
         self.taken -= 1

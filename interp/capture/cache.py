@@ -1,7 +1,7 @@
 """Keys and values of generated tokens, written in place.
 
-transformers' dynamic cache makes a new tensor of all keys and values at every step: for a batch of prompts that is
-a large part of a step's time and twice its memory. Here the room for all new tokens is made once.
+transformers' dynamic cache makes a new tensor of all keys and values at every step: for a batch of prompts
+that is a large part of a step's time and twice its memory. Here the room for all new tokens is made once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ class _Reserved(DynamicLayer):
     def __init__(self, layer: DynamicLayer, room: int) -> None:
         super().__init__()
         self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
-        self._make_room(layer.keys, layer.values, room)
+        keys, values = layer.keys, layer.values
+        assert keys is not None  # an initialized layer has both
+        assert values is not None
+        self._make_room(keys, values, room)
 
     def _make_room(self, keys: Tensor, values: Tensor, room: int) -> None:
         self._used, self._room = keys.shape[-2], room
@@ -52,7 +55,8 @@ class _Reserved(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some prompts of the batch."""
-        self._make_room(self.keys[indices], self.values[indices], self._room)
+        keys, values = (b[..., : self._used, :][indices] for b in self._buffers)
+        self._make_room(keys, values, self._room)
 
 
 def reserve(cache: Any, room: int) -> Any:

@@ -77,7 +77,8 @@ def judge(errors: dict[str, float], dtype: torch.dtype) -> None:
     site = max(errors, key=errors.__getitem__)
     if dtype == torch.float32 and not errors[site] <= LIMIT:
         raise ArithmeticError(
-            f"check: rows of {site} in a batch differ from a single run by {errors[site]:.2g} (relative), more than "
+            f"check: rows of {site} in a batch differ from a single run by {errors[site]:.2g} (relative), "
+            "more than "
             f"{LIMIT:g}: padding changes the answer of this model, capture with batch_tokens=1"
         )
     if not errors[site] <= HALF_LIMIT:

@@ -1,7 +1,8 @@
 """Batched generation whose text does not depend on the batch, recorded as it happens.
 
-Row t of a prompt is the state at token t. A new token's row is computed by the pass that takes it in, which is also
-the pass that predicts the next one: capturing costs no pass of its own but one, for the last token of all.
+Row t of a prompt is the state at token t. A new token's row is computed by the pass that takes it in, which
+is also the pass that predicts the next one: capturing costs no pass of its own but one, for the last token of
+all.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -58,8 +60,8 @@ class Generator:
     def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """The next token of each prompt, int64 ``[n_prompts]``.
 
-        Sampling inverts the distribution function at one uniform number per prompt: rounding that differs between
-        batches (1e-7) then changes a token only if the number falls within 1e-7 of a boundary.
+        Sampling inverts the distribution function at one uniform number per prompt: rounding that differs
+        between batches (1e-7) then changes a token only if the number falls within 1e-7 of a boundary.
         """
         if not self.temperature:
             return logits.argmax(-1)
@@ -134,11 +136,7 @@ class Generator:
             tape.stop_early = not going
             seen = mask[alive, : width + step + 1]
             at = torch.tensor([[lengths[b] + step] for b in alive], device=device)
-            out = tape.run(
-                lambda new=new, seen=seen, at=at, cache=cache: model.next_logits(
-                    new[:, None], seen, at, cache
-                )
-            )
+            out = tape.run(partial(model.next_logits, new[:, None], seen, at, cache))
             tape.stop_early = False
             if not going:
                 break

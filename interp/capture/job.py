@@ -160,7 +160,8 @@ def _matrices(
         used = {site: torch.as_tensor(v) for site, v in own.items() if site in sites}
         if not used:
             raise ValueError(
-                f"vector {name!r} applies to none of the sites asked for: it is for {', '.join(own) or 'the residual stream'}"
+                f"vector {name!r} applies to none of the sites asked for: it is for "
+                f"{', '.join(own) or 'the residual stream'}"
             )
         for site, v in used.items():
             if split(site)[0] not in PROJECTABLE:

@@ -1,7 +1,7 @@
 """What batching, the cache and one load are worth, measured on your own model and prompts.
 
-``interp bench capture`` runs this. Loading once and running prompts in batches are two different gains and stand as two
-numbers; so do the cache and the hooks::
+``interp bench capture`` runs this. Loading once and running prompts in batches are two different gains and
+stand as two numbers; so do the cache and the hooks::
 
     a  one load per prompt                     a / b: what loading once brings
     b  one load, prompts one by one            b / c: what batches bring
@@ -10,8 +10,8 @@ numbers; so do the cache and the hooks::
     e  the batches of c, by transformers alone c / e: what capturing costs
     f  as c, in the order of the input; and with other budgets of tokens per batch
 
-Every case has the same ids, greedy text and the same number of new tokens. Repeats are interleaved, so that a busy
-machine slows all cases alike.
+Every case has the same ids, greedy text and the same number of new tokens. Repeats are interleaved, so that a
+busy machine slows all cases alike.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,8 @@ class Measurement:
     Attributes
     ----------
     frame : DataFrame
-        One line per case: ``seconds`` (median), ``low`` and ``high`` of the repeats, ``real`` and ``padded`` tokens
-        per second, ``note`` (how it was measured).
+        One line per case: ``seconds`` (median), ``low`` and ``high`` of the repeats, ``real`` and ``padded``
+        tokens per second, ``note`` (how it was measured).
     stages : DataFrame
         Seconds per stage, of cases b and c.
     load_seconds : float
@@ -72,34 +73,37 @@ class Measurement:
 
     @property
     def load_gain(self) -> float:
-        """a / b: what loading once brings."""
+        """Case a over case b: what loading once brings."""
         return self.frame.seconds.get("a", float("nan")) / self.frame.seconds["b"]
 
     @property
     def batch_gain(self) -> float:
-        """b / c: what batches bring."""
+        """Case b over case c: what batches bring."""
         return self.frame.seconds["b"] / self.frame.seconds["c"]
 
     @property
     def overhead(self) -> float:
-        """c / e: what capturing costs, over transformers alone on the same batches."""
+        """Case c over case e: what capturing costs, over transformers alone on the same batches."""
         return self.frame.seconds["c"] / self.frame.seconds["e"]
 
-    def plan_seconds(self, n_prompts: int, n_traits: int = 1, n_tiers: int = 1, tokens: int | None = None) -> Any:
+    def plan_seconds(
+        self, n_prompts: int, n_traits: int = 1, n_tiers: int = 1, tokens: int | None = None
+    ) -> Any:
         """Projected time of a whole plan, for each way of running it.
 
         Parameters
         ----------
         n_prompts, n_traits, n_tiers : int
-            Every prompt is run for every tier. Traits are columns of a projection: they are free where prompts are
-            captured once, and multiply the work where every trait has its own run.
+            Every prompt is run for every tier. Traits are columns of a projection: they are free where
+            prompts are captured once, and multiply the work where every trait has its own run.
         tokens : int, optional
             New tokens per prompt; as measured by default.
 
         Returns
         -------
         dict of str to float
-            Seconds: ``"one load per prompt and trait"``, ``"one load per trait, one by one"``, ``"one load, batches"``.
+            Seconds: ``"one load per prompt and trait"``, ``"one load per trait, one by one"``, ``"one load,
+            batches"``.
         """
         scale = n_prompts / self.n_prompts * n_tiers
         if tokens is not None:
@@ -120,15 +124,18 @@ class Measurement:
             f"{self.n_prompts} prompts, {self.n_tokens} prompt tokens, {self.max_new_tokens} new tokens each",
             self.frame.round(3).to_string(),
             "",
-            f"{gain}Batches: {self.batch_gain:.2f}×. Capturing costs {self.overhead:.3f}× of transformers alone.",
-            f"Memory in use: {describe(self.peak)} of {describe(self.memory)} ({self.peak / self.memory:.0%}).",
+            f"{gain}Batches: {self.batch_gain:.2f}×. Capturing costs {self.overhead:.3f}× of transformers "
+            "alone.",
+            f"Memory in use: {describe(self.peak)} of {describe(self.memory)} "
+            f"({self.peak / self.memory:.0%}).",
             "A plan of 24 prompts × 4 traits × 2 tiers: "
             + "; ".join(f"{name} {seconds:.0f} s" for name, seconds in plan.items())
             + ".",
         ]
         if not self.max_new_tokens:
             lines.append(
-                "Without generation a single prompt keeps a CPU busy already: batches gain little there, except on "
+                "Without generation a single prompt keeps a CPU busy already: batches gain little there, "
+                "except on "
                 "short prompts; what there is to gain is padding that is not computed."
             )
         return "\n".join(lines)
@@ -185,7 +192,8 @@ def measure(
 
     def captured(batches: list[list[int]], clock: Clock) -> int:
         return sum(
-            run_batch(model, job, [ids[i] for i in b], [prompts[i].id for i in b], clock).n_padded for b in batches
+            run_batch(model, job, [ids[i] for i in b], [prompts[i].id for i in b], clock).n_padded
+            for b in batches
         )
 
     def bare(batches: list[list[int]], use_cache: bool = True) -> int:
@@ -194,7 +202,7 @@ def measure(
     Case = Callable[[Clock], int]
     cases: dict[str, tuple[Case, str]] = {
         "b": (lambda clock: captured(singles, clock), "one by one"),
-        "c": (lambda clock: captured(sorted_, clock), f"{len(sorted_)} batches of up to {budget} tokens"),
+        "c": (lambda clock: captured(sorted_, clock), f"{_batches(sorted_)} of up to {budget} tokens"),
         "e": (lambda clock: bare(sorted_), "the same batches, nothing captured"),
         "f order": (
             lambda clock: captured(pack(lengths, budget, new_tokens=max_new_tokens, sort=False), clock),
@@ -204,7 +212,7 @@ def measure(
     for label, other in (("f ÷4", budget // 4), ("f ÷16", budget // 16)):
         packed = pack(lengths, max(other, 1), new_tokens=max_new_tokens)
         if len(packed) != len(sorted_):
-            cases[label] = (lambda clock, packed=packed: captured(packed, clock), f"{len(packed)} batches")
+            cases[label] = (partial(captured, packed), _batches(packed))
     few = singles[:FEW]
     if max_new_tokens:
         cases["d"] = (lambda clock: bare(few, use_cache=False), f"{len(few)} prompts, scaled to all")
@@ -231,7 +239,13 @@ def measure(
     if loads:
         per_load = len(ids) * median(loads)
         rows.append(
-            _row("a", [per_load + t for t in seconds["b"]], n_real, padded["b"], f"b and {len(ids)} measured loads")
+            _row(
+                "a",
+                [per_load + t for t in seconds["b"]],
+                n_real,
+                padded["b"],
+                f"b and {len(ids)} measured loads",
+            )
         )
     stages = pd.DataFrame({n: {k: v / repeats for k, v in clocks[n].stages.items()} for n in ("b", "c")})
     return Measurement(
@@ -244,6 +258,10 @@ def measure(
         peak_bytes(model.device),
         memory_total(model.device),
     )
+
+
+def _batches(packed: list[list[int]]) -> str:
+    return f"{len(packed)} batch{'es' if len(packed) > 1 else ''}"
 
 
 def _row(name: str, times: list[float], real: int, padded: int, note: str) -> dict[str, Any]:
@@ -285,5 +303,7 @@ def _bare(model: Model, ids: list[list[int]], max_new_tokens: int, use_cache: bo
 
 
 def _load_seconds(model: Model) -> float:
-    again = load_model(model.name, model.dtype, model.device, model.revision or None, attention=model.attention)
+    again = load_model(
+        model.name, model.dtype, model.device, model.revision or None, attention=model.attention
+    )
     return again.load_seconds

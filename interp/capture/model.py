@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -64,7 +64,8 @@ class Model:
 
     def __repr__(self) -> str:
         return (
-            f"<Model {self.name}: {self.config.model_type} {self.kind}, {self.n_layers} layers × {self.width}, "
+            f"<Model {self.name}: {self.config.model_type} {self.kind}, {self.n_layers} layers × "
+            f"{self.width}, "
             f"context {self.context}, {str(self.dtype).removeprefix('torch.')} on {self.device}, "
             f"attention {self.attention} ({self.attention_reason})>"
         )
@@ -124,7 +125,7 @@ class Model:
 
     @cached_property
     def pad_id(self) -> int:
-        """Token id put where there is no token. Encoders may number positions by it, so the config's own counts."""
+        """Token id put where there is no token: the config's, since encoders may number positions by it."""
         own, tok = getattr(self.config, "pad_token_id", None), getattr(self.tokenizer, "pad_token_id", None)
         for candidate in (own, tok):
             if candidate is not None and 0 <= candidate < self.config.vocab_size:  # id 0 is a fine pad id
@@ -149,7 +150,7 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash over names, shapes, dtypes and up to 64 values of every weight: tells models apart, cheaply."""
+        """A hash over names, shapes, dtypes and up to 64 values of every weight: tells models apart."""
         digest = hashlib.sha256()
         for name, p in self.hf.state_dict().items():
             digest.update(f"{name}{tuple(p.shape)}{p.dtype}".encode())
@@ -243,14 +244,16 @@ class Model:
 
     @cached_property
     def speed(self) -> dict[str, float]:
-        """Seconds per prompt token, per decoding step, and per prompt in a step; measured once, in a few passes."""
+        """Seconds per prompt token, per decoding step, and per prompt in a step; measured once."""
         n = min(64, self.context // 2)
         ids = (torch.arange(n * 2, device=self.device).view(2, n) * 7 + 3) % self.config.vocab_size
         mask = torch.ones_like(ids)
         found = {"token": 0.0, "step": 0.0, "row": 0.0}
         with torch.no_grad():
             self.states(ids[:, :4], mask[:, :4])  # warm-up
-            found["token"] = _seconds(lambda: self.states(ids, mask)) / ids.numel()
+            start = time.perf_counter()
+            self.states(ids, mask)
+            found["token"] = (time.perf_counter() - start) / ids.numel()
             if self.is_causal:
                 steps = {}
                 for rows in (1, 8):
@@ -259,11 +262,9 @@ class Model:
                     at = torch.arange(8, device=self.device).expand(rows, -1)
                     _, cache = self.next_logits(few, ones[:, :8], at, None)
                     last = torch.full((rows, 1), 8, device=self.device)
-                    steps[rows] = _seconds(
-                        lambda few=few, ones=ones, last=last, cache=cache: (
-                            self.next_logits(few[:, :1], ones, last, cache)[0].sum().item()
-                        )
-                    )
+                    start = time.perf_counter()
+                    self.next_logits(few[:, :1], ones, last, cache)[0].sum().item()
+                    steps[rows] = time.perf_counter() - start
                 found["row"] = max((steps[8] - steps[1]) / 7, 0.0)
                 found["step"] = max(steps[1] - found["row"], 0.0)
         return found
@@ -340,7 +341,8 @@ def load_model(
         config = AutoConfig.from_pretrained(where, revision=revision)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"no model {name!r}: it is no folder with a config.json that transformers knows, and the hub gave none "
+            f"no model {name!r}: it is no folder with a config.json that transformers knows, and the hub "
+            "gave none "
             f"({str(error).splitlines()[0]})"
         ) from error
     if config.is_encoder_decoder:
@@ -359,7 +361,7 @@ def load_model(
             where, revision=revision, dtype=dtype, attn_implementation=attention, **extra
         )
     if device_map is None:
-        hf.to(device)
+        torch.nn.Module.to(hf, device)
     model = wrap(hf, _load_tokenizer(where, revision), name=name, revision=revision or "")
     model.attention_reason = reason
     model.load_seconds = time.perf_counter() - start
@@ -384,12 +386,6 @@ def wrap(hf: Any, tokenizer: Any = None, *, name: str = "", revision: str = "") 
     """
     attention = hf.config.get_text_config()._attn_implementation or "eager"
     return Model(hf, tokenizer, name or type(hf).__name__, revision, attention, "as the model came")
-
-
-def _seconds(fn: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    fn()
-    return time.perf_counter() - start
 
 
 def _readable(token: str) -> str:

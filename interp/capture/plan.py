@@ -49,8 +49,8 @@ def run_plan(
     experiment : str or path
         Folder of the experiment; a bare name is a folder in ``runs``.
     traits : sequence of str
-        Vectors to project on. Read from ``<experiment>/traits``; those that are not there are fitted on the contrast
-        sets of the package and written there. A unique beginning of a name is enough.
+        Vectors to project on. Read from ``<experiment>/traits``; those that are not there are fitted on the
+        contrast sets of the package and written there. A unique beginning of a name is enough.
     prompts : sequence of str
         Prompts themselves.
     prompts_files : sequence of path or str
@@ -69,8 +69,9 @@ def run_plan(
     Returns
     -------
     Path
-        ``<experiment>/tier<k>/<names of the prompt files>``: the activations, ``sets.json`` (prompt file → prompt ids)
-        and, if asked for, ``<prompt file>.json``. A run that was killed goes on there; a finished one is left alone.
+        ``<experiment>/tier<k>/<names of the prompt files>``: the activations, ``sets.json`` (prompt file →
+        prompt ids) and, if asked for, ``<prompt file>.json``. A run that was killed goes on there; a finished
+        one is left alone.
 
     Raises
     ------

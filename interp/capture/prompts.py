@@ -77,7 +77,8 @@ class Prompts(Sequence[Prompt]):
     ) -> None:
         if isinstance(items, (str, Mapping)):
             raise TypeError(
-                "Prompts takes a list of prompts, got a single one: write Prompts([...]), or Prompts.from_file"
+                "Prompts takes a list of prompts, got a single one: write Prompts([...]), or "
+                "Prompts.from_file"
             )
         self._items = [_parse(item, i, system) for i, item in enumerate(items)]
         if not self._items:
@@ -86,7 +87,8 @@ class Prompts(Sequence[Prompt]):
         for i, prompt in enumerate(self._items):
             if prompt.id in self._index:
                 raise ValueError(
-                    f"prompts {self._index[prompt.id]} and {i} have the same id {prompt.id!r}: remove one, or give "
+                    f"prompts {self._index[prompt.id]} and {i} have the same id {prompt.id!r}: remove one, "
+                    "or give "
                     "them different ids ({'id': …, 'text': …}); without one, the id is a hash of the content"
                 )
             self._index[prompt.id] = i
@@ -182,7 +184,8 @@ class Prompts(Sequence[Prompt]):
             if len(ids) + max_new_tokens > model.context:
                 more = f" and {max_new_tokens} new ones" if max_new_tokens else ""
                 raise ValueError(
-                    f"prompt {prompt.id!r} is too long: {len(ids)} tokens{more}, but the context of {model.name} "
+                    f"prompt {prompt.id!r} is too long: {len(ids)} tokens{more}, but the context of "
+                    f"{model.name} "
                     f"is {model.context}"
                 )
             low, high = min(ids), max(ids)
@@ -200,8 +203,8 @@ def shipped(name: str) -> Prompts:
     Parameters
     ----------
     name : str
-        A key of `SHIPPED`: ``"uncertainty"`` (8 prompts), ``"commitment"`` (4), ``"cognitive"`` (4), ``"sycophancy"``
-        (4), ``"tier3_uncertainty"`` (2), ``"tier3_cognitive"`` (2).
+        A key of `SHIPPED`: ``"uncertainty"`` (8 prompts), ``"commitment"`` (4), ``"cognitive"`` (4),
+        ``"sycophancy"`` (4), ``"tier3_uncertainty"`` (2), ``"tier3_cognitive"`` (2).
 
     Raises
     ------
@@ -230,7 +233,8 @@ def _parse(item: Any, i: int, system: str | None) -> Prompt:
     given = [k for k in ("text", "messages", "token_ids") if item.get(k) is not None]
     if len(given) != 1:
         raise ValueError(
-            f"prompt {i}: expected exactly one of 'text', 'messages' and 'token_ids', got {given or list(item)}"
+            f"prompt {i}: expected exactly one of 'text', 'messages' and 'token_ids', got "
+            f"{given or list(item)}"
         )
     content = item[given[0]]
     if given[0] == "text" and (not isinstance(content, str) or not content.strip()):
@@ -264,7 +268,7 @@ def _encode(prompt: Prompt, model: Model) -> list[int]:
         return _encode_chat(prompt, model)
     ids = list(tokenizer(prompt.text)["input_ids"])
     bos = tokenizer.bos_token_id
-    if bos is not None and ids[:2] == [bos, bos] and prompt.text.startswith(str(tokenizer.bos_token)):
+    if bos is not None and ids[:2] == [bos, bos] and str(prompt.text).startswith(str(tokenizer.bos_token)):
         ids = ids[1:]  # the text brought its own, the tokenizer added another
     return ids
 
@@ -273,7 +277,8 @@ def _encode_chat(prompt: Prompt, model: Model) -> list[int]:
     tokenizer, messages = model.tokenizer, list(prompt.messages or ())
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
-            f"prompt {prompt.id!r} has chat messages, but the tokenizer of {model.name} has no chat template: "
+            f"prompt {prompt.id!r} has chat messages, but the tokenizer of {model.name} has no chat "
+            "template: "
             "give 'text' instead"
         )
     try:

@@ -70,8 +70,8 @@ def capture(
     layer : int, optional
         Layer of tier 3; the middle one by default.
     vectors : mapping, optional
-        Name → vector ``[width]``, applied at every residual site; or name → {site: vector}. Rows are projected on
-        all of them, in float32, on the device.
+        Name → vector ``[width]``, applied at every residual site; or name → {site: vector}. Rows are
+        projected on all of them, in float32, on the device.
     max_new_tokens : int
         Tokens to generate behind each prompt. Their rows are captured as they are generated.
     temperature : float
@@ -81,7 +81,8 @@ def capture(
     keep_states : bool, optional
         Keep the rows themselves. By default yes, except for tier 2 with vectors.
     out : path, optional
-        Folder for shards and manifest. A run that was killed there goes on where it was; a finished one is opened.
+        Folder for shards and manifest. A run that was killed there goes on where it was; a finished one is
+        opened.
     batch_tokens : int or "auto"
         Padded tokens per batch, new ones included. "auto" goes by the memory that is free.
     check : int
@@ -111,9 +112,9 @@ def capture(
 
     Notes
     -----
-    Row t of a prompt is the state at token t; n tokens, n rows. In float32 a batch agrees with single runs to about
-    1e-6. In bfloat16, matrix products round differently for different batch sizes: rows agree to about 1e-2, and
-    where two tokens are nearly as probable, greedy text can differ from a single run.
+    Row t of a prompt is the state at token t; n tokens, n rows. In float32 a batch agrees with single runs to
+    about 1e-6. In bfloat16, matrix products round differently for different batch sizes: rows agree to about
+    1e-2, and where two tokens are nearly as probable, greedy text can differ from a single run.
     """
     emit = Emitter(iteration_hook)
     clock = Clock()
@@ -291,8 +292,8 @@ def run_batch(model: Model, job: Job, ids: list[list[int]], names: list[str], cl
     Returns
     -------
     object
-        ``states`` and ``projections`` (site → rows), ``responses`` (new token ids), ``n_padded`` (tokens that went
-        through the model).
+        ``states`` and ``projections`` (site → rows), ``responses`` (new token ids), ``n_padded`` (tokens that
+        went through the model).
     """
     with Tape(model, job.sites, keep=job.keep, vectors=job.matrices) as tape:
         if job.generator.max_new_tokens:
@@ -339,13 +340,14 @@ def _expect_finite(shard: Shard, names: Sequence[str]) -> None:
         n for n, part in zip(names, rows.split(shard.lengths), strict=True) if not torch.isfinite(part).all()
     ]
     raise FloatingPointError(
-        f"the states of prompt {bad[0]!r} (and {len(bad) - 1} others of its batch) are not finite: load the model with "
+        f"the states of prompt {bad[0]!r} (and {len(bad) - 1} others of its batch) are not finite: load "
+        "the model with "
         "dtype='float32' or 'bfloat16'"
     )
 
 
 def _shown(shard: Shard, job: Job) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
-    """Tokens and series of the first prompt of a batch, for a monitor: projections, or norms if there are none."""
+    """Tokens and series of a batch's first prompt, for a monitor: projections, or norms without them."""
     n = shard.lengths[0]
     tokens = tuple(shard.token_strings.get(t, str(t)) for t in shard.token_ids[:n].tolist())
     series: dict[str, tuple[float, ...]] = {}

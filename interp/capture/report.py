@@ -27,7 +27,8 @@ STAGES = ("tokenise", "prefill", "decode", "record", "project", "host", "check",
 class Clock:
     """Seconds per stage, by the monotonic clock.
 
-    Host time: on a GPU, work is queued and shows in the stage that waits for it, since nothing here synchronises.
+    Host time: on a GPU, work is queued and shows in the stage that waits for it, since nothing here
+    synchronises.
     """
 
     def __init__(self) -> None:
@@ -149,9 +150,9 @@ def table(report: dict[str, Any]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Indexed by stage: ``seconds``, ``share`` of the run, and tokens per second ``real`` and ``padded`` of the
-        model's passes and of the whole. "load" stands first and is not part of the total: a model is loaded once for
-        any number of runs. ``attrs`` holds the rest of the report.
+        Indexed by stage: ``seconds``, ``share`` of the run, and tokens per second ``real`` and ``padded`` of
+        the model's passes and of the whole. "load" stands first and is not part of the total: a model is
+        loaded once for any number of runs. ``attrs`` holds the rest of the report.
     """
     import pandas as pd
 
@@ -193,7 +194,8 @@ def summary(report: dict[str, Any]) -> str:
     used = report["bytes_peak"] / report["memory_total"] if report["memory_total"] else 0.0
     return (
         f"{report['tokens_real']:,} tokens in {total:.2f} s, {model_share:.0%} of it inside the model "
-        f"(loading took another {report['load_seconds']:.2f} s). Padding was {waste:.1%} of what the model saw, in "
-        f"{report['n_batches']} batches of up to {report['batch_tokens']:,} tokens. Memory in use: "
+        f"(loading took another {report['load_seconds']:.2f} s). Padding was {waste:.1%} of what the model "
+        "saw, in "
+        f"{report['n_batches']} batch(es) of up to {report['batch_tokens']:,} tokens. Memory in use: "
         f"{describe(report['bytes_peak'])} of {describe(report['memory_total'])} ({used:.0%})."
     )

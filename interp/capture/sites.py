@@ -20,9 +20,9 @@ attn.L         [heads, longest prompt]         attention of the token to tokens 
 =============  ==============================  =====================================================
 
 ``resid_mid = resid_pre + attn_out`` holds on every architecture. Where attention and MLP run in parallel
-(GPT-NeoX, Phi, Cohere) no later module reads that sum, but ``resid_mid + mlp_out = resid_post`` still holds. Where a
-block normalises after it adds (BERT, OPT-350m) it is the sum *before* that normalisation. Where a block normalises
-what it adds (Gemma-2, Gemma-3) ``attn_out`` and ``mlp_out`` are taken after that norm.
+(GPT-NeoX, Phi, Cohere) no later module reads that sum, but ``resid_mid + mlp_out = resid_post`` still holds.
+Where a block normalises after it adds (BERT, OPT-350m) it is the sum *before* that normalisation. Where a
+block normalises what it adds (Gemma-2, Gemma-3) ``attn_out`` and ``mlp_out`` are taken after that norm.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FAMILIES", "KINDS", "Family", "Sites", "Source"]
+from interp.capture.families import FAMILIES, OUTSIDE, Family, supported
+
+__all__ = ["KINDS", "RESIDUAL_KINDS", "Sites", "Source", "split"]
 
 #: Every kind of site, in the order of the computation.
 KINDS = (
@@ -52,183 +54,6 @@ KINDS = (
     "resid_post",
 )
 RESIDUAL_KINDS = ("embed", "resid_pre", "resid_mid", "resid_post")
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where the parts of a block are, as attribute paths from the block.
-
-    Attributes
-    ----------
-    name : str
-        Shown in errors and manifests.
-    attn : str
-        Module that returns ``(output, weights)``.
-    o, down : str
-        Output projections of attention and MLP.
-    q, k, v : str
-        Projections of their own, or three times the same fused one.
-    fused : str
-        ``""``: separate; ``"blocks"``: [q | k | v]; ``"heads"``: [head, q | k | v].
-    attn_added, mlp_added : str
-        Modules whose output is added to the residual stream; `o` and `down` if empty.
-    post_norm : bool
-        The block normalises the sums, so ``resid_mid + mlp_out`` is not ``resid_post``.
-    model_types : tuple of str
-        transformers model types on which tests compare every site with an independent computation. Others that
-        match are checked on a few tokens before their first use (`Sites.verify`).
-    only : tuple of str
-        If given, no other model type matches: the fused layout cannot be told from the modules.
-    """
-
-    name: str
-    attn: str
-    o: str
-    down: str
-    q: str = ""
-    k: str = ""
-    v: str = ""
-    fused: str = ""
-    attn_added: str = ""
-    mlp_added: str = ""
-    post_norm: bool = False
-    model_types: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-
-    def paths(self) -> set[str]:
-        """Every path that a block of this family has."""
-        found = {self.attn, self.o, self.down, self.q, self.k, self.v, self.attn_added, self.mlp_added}
-        return found - {""}
-
-
-def _separate(prefix: str, names: str = "q_proj k_proj v_proj") -> dict[str, str]:
-    return dict(zip("qkv", (f"{prefix}.{n}" for n in names.split()), strict=True))
-
-
-def _fused(path: str, layout: str) -> dict[str, str]:
-    return {"q": path, "k": path, "v": path, "fused": layout}
-
-
-#: The first family whose paths all exist in the first block is taken, so stricter ones stand first.
-FAMILIES = (
-    Family(
-        "gemma",
-        attn="self_attn",
-        o="self_attn.o_proj",
-        down="mlp.down_proj",
-        **_separate("self_attn"),
-        attn_added="post_attention_layernorm",
-        mlp_added="post_feedforward_layernorm",
-        model_types=("gemma2", "gemma3_text", "gemma3"),
-    ),
-    Family(
-        "glm",
-        attn="self_attn",
-        o="self_attn.o_proj",
-        down="mlp.down_proj",
-        **_separate("self_attn"),
-        attn_added="post_self_attn_layernorm",
-        mlp_added="post_mlp_layernorm",
-    ),
-    Family(
-        "llama",
-        attn="self_attn",
-        o="self_attn.o_proj",
-        down="mlp.down_proj",
-        **_separate("self_attn"),
-        model_types=("llama", "mistral", "qwen2", "qwen3"),
-    ),
-    Family("starcoder2", attn="self_attn", o="self_attn.o_proj", down="mlp.c_proj", **_separate("self_attn")),
-    Family(
-        "phi3",
-        attn="self_attn",
-        o="self_attn.o_proj",
-        down="mlp.down_proj",
-        **_fused("self_attn.qkv_proj", "blocks"),
-        model_types=("phi3",),
-        only=("phi3",),
-    ),
-    Family("phi", attn="self_attn", o="self_attn.dense", down="mlp.fc2", **_separate("self_attn")),
-    Family(
-        "opt",
-        attn="self_attn",
-        o="self_attn.out_proj",
-        down="fc2",
-        **_separate("self_attn"),
-        model_types=("opt",),
-        only=("opt",),
-    ),
-    Family(
-        "gpt2",
-        attn="attn",
-        o="attn.c_proj",
-        down="mlp.c_proj",
-        **_fused("attn.c_attn", "blocks"),
-        model_types=("gpt2",),
-        only=("gpt2",),
-    ),
-    Family(
-        "gpt_neo",
-        attn="attn",
-        o="attn.attention.out_proj",
-        down="mlp.c_proj",
-        **_separate("attn.attention"),
-    ),
-    Family("gptj", attn="attn", o="attn.out_proj", down="mlp.fc_out", **_separate("attn")),
-    Family(
-        "gpt_neox",
-        attn="attention",
-        o="attention.dense",
-        down="mlp.dense_4h_to_h",
-        **_fused("attention.query_key_value", "heads"),
-        model_types=("gpt_neox",),
-        only=("gpt_neox",),
-    ),
-    Family(
-        "bloom",
-        attn="self_attention",
-        o="self_attention.dense",
-        down="mlp.dense_4h_to_h",
-        **_fused("self_attention.query_key_value", "heads"),
-        only=("bloom",),
-    ),
-    Family(
-        "bert",
-        attn="attention.self",
-        o="attention.output.dense",
-        down="output.dense",
-        **_separate("attention.self", "query key value"),
-        post_norm=True,
-        model_types=("bert", "roberta"),
-    ),
-    Family(
-        "distilbert",
-        attn="attention",
-        o="attention.out_lin",
-        down="ffn.lin2",
-        **_separate("attention", "q_lin k_lin v_lin"),
-        post_norm=True,
-    ),
-    Family(
-        "mpnet",
-        attn="attention.attn",
-        o="attention.attn.o",
-        down="output.dense",
-        **_separate("attention.attn", "q k v"),
-        post_norm=True,
-    ),
-    Family(
-        "modernbert",
-        attn="attn",
-        o="attn.Wo",
-        down="mlp.Wo",
-        **_fused("attn.Wqkv", "blocks"),
-        only=("modernbert",),
-    ),
-)
-
-#: For any other architecture with a list of blocks: the residual stream between the blocks, nothing inside them.
-OUTSIDE = Family("blocks only", attn="", o="", down="")
 
 
 @dataclass(frozen=True)
@@ -296,7 +121,7 @@ class Sites:
         """The kinds of site that this architecture has."""
         if self.family is OUTSIDE:
             return ("embed", "resid_pre", "resid_post")
-        return tuple(k for k in KINDS if k not in "qkv" or getattr(self.family, k))
+        return tuple(k for k in KINDS if k not in "qkv" or self.family.qkv)
 
     def available(self) -> str:
         """What exists, in one line for errors."""
@@ -346,7 +171,7 @@ class Sites:
         return tuple(found)
 
     def module(self, kind: str, layer: int) -> nn.Module:
-        """The module whose output is added to the residual stream (``attn_out``, ``mlp_out``), or the block."""
+        """The module whose output is added to the residual stream, or the block itself."""
         if kind in ("attn_out", "resid_mid"):
             return self.blocks[layer].get_submodule(self.family.attn_added or self.family.o)
         if kind == "mlp_out":
@@ -367,7 +192,8 @@ class Sites:
         if kind == "attn":
             return Source(site, block.get_submodule(self.family.attn), "output", _weights, order=order)
         if kind in "qkv":
-            module = block.get_submodule(getattr(self.family, kind))
+            paths = self.family.qkv
+            module = block.get_submodule(paths[0 if self.family.fused else "qkv".index(kind)])
             return Source(site, module, "output", self._projection(kind), order=order)
         module = self.module(kind, layer)
         scale = getattr(self.config, "residual_multiplier", None)
@@ -375,7 +201,7 @@ class Sites:
         return Source(site, module, "output", take, block if kind == "resid_mid" else None, order)
 
     def row_shape(self, site: str, longest: int = 1) -> tuple[int, ...]:
-        """Shape of a row; `longest` is the number of tokens of the longest prompt (``attn`` alone needs it)."""
+        """Shape of a row; `longest`, the tokens of the longest prompt, matters to ``attn`` alone."""
         kind, layer = split(site)
         if kind in "qkv":
             return ((self.n_heads if kind == "q" else self.n_kv_heads) * self.head_dim,)
@@ -383,7 +209,9 @@ class Sites:
             return (self.n_heads, longest)
         if kind == "mlp_act":
             down = self.blocks[layer].get_submodule(self.family.down)
-            return (getattr(down, "in_features", None) or down.weight.shape[0],)  # Conv1D: [in, out]
+            if isinstance(down, nn.Linear):
+                return (down.in_features,)
+            return (int(down.weight.shape[0]),)  # type: ignore[index]  # Conv1D: [in, out]
         return (self.width,)
 
     def _projection(self, kind: str) -> Callable[[Any], Tensor]:
@@ -430,7 +258,8 @@ class Sites:
         if len(hidden) != self.n_layers + 1 or not all(s is not None and _close(s, h) for s, h in pairs):
             raise ValueError(
                 f"architecture {self.model_type!r} is not supported: what its blocks pass on is not its "
-                f"hidden_states. Supported: {', '.join(supported())}, and others that are built like one of them"
+                f"hidden_states. Supported: {', '.join(supported())}, and others that are built like one "
+                "of them"
             )
         if self.family is not OUTSIDE and not self.family.post_norm:
             for i in range(self.n_layers):
@@ -451,11 +280,6 @@ def split(site: str) -> tuple[str, int]:
     return kind, int(layer or 0)
 
 
-def supported() -> list[str]:
-    """The transformers model types whose every site is verified by the tests."""
-    return sorted(t for family in FAMILIES for t in family.model_types)
-
-
 def _first(x: Any) -> Tensor:
     return x[0] if isinstance(x, (tuple, list)) else x
 
@@ -474,7 +298,8 @@ def _find_blocks(backbone: nn.Module, n_layers: int, model_type: str) -> nn.Modu
             return module
     raise ValueError(
         f"architecture {model_type!r} is not supported: found no list of {n_layers} blocks in "
-        f"{type(backbone).__name__}. Supported: {', '.join(supported())}, and others that are built like one of them"
+        f"{type(backbone).__name__}. Supported: {', '.join(supported())}, and others that are built like "
+        "one of them"
     )
 
 

@@ -33,8 +33,8 @@ def mean_difference(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def logistic(x: np.ndarray, y: np.ndarray, ridge: float = 1.0) -> np.ndarray:
     """Unit vector of an L2-regularised logistic regression on standardised states.
 
-    Minimises ``Σ softplus(s_j (b + z_j·w)) + ridge/2 ‖w‖²`` with s = −1 for positives, z standardised, the two classes
-    weighted alike; the direction is given in the units of x. Parameters as in `mean_difference`.
+    Minimises ``Σ softplus(s_j (b + z_j·w)) + ridge/2 ‖w‖²`` with s = −1 for positives, z standardised, the
+    two classes weighted alike; the direction is given in the units of x. Parameters as in `mean_difference`.
     """
     centre, spread = x.mean(0), x.std(0)
     spread = np.where(spread > 1e-12 * max(spread.max(), 1e-300), spread, np.inf)
@@ -64,12 +64,13 @@ def auroc(scores: np.ndarray, y: np.ndarray) -> float:
 def auroc_interval(value: float, n_pos: int, n_neg: int, level: float = 0.95) -> tuple[float, float]:
     """Interval of an AUROC that stays honest at 1.0: Newcombe's method 5 [1]_.
 
-    The ends θ solve ``|θ − value| = z √V(θ)`` with ``V(θ) = θ(1−θ) [1 + (N−1)((1−θ)/(2−θ) + θ/(1+θ))] / (n_pos n_neg)``,
-    N the mean of the two counts.
+    The ends θ solve ``|θ − value| = z √V(θ)`` with ``V(θ) = θ(1−θ) [1 + (N−1)((1−θ)/(2−θ) + θ/(1+θ))] /
+    (n_pos n_neg)``, N the mean of the two counts.
 
     References
     ----------
-    .. [1] R. G. Newcombe, Confidence intervals for an effect size measure based on the Mann-Whitney statistic, part 2,
+    .. [1] R. G. Newcombe, Confidence intervals for an effect size measure based on the Mann-Whitney
+    statistic, part 2,
        Statistics in Medicine 25 (2006) 559-573.
     """
     z, mean = norm.ppf(0.5 + level / 2), (n_pos + n_neg) / 2
@@ -117,8 +118,8 @@ def nested(
 ) -> tuple[float, np.ndarray]:
     """AUROC on rows that neither the vector nor the choice of its site has seen.
 
-    For every outer fold the site is chosen and the vector fitted on the other folds. Scores are standardised by the
-    training rows, so that folds can be ranked together.
+    For every outer fold the site is chosen and the vector fitted on the other folds. Scores are standardised
+    by the training rows, so that folds can be ranked together.
 
     Returns
     -------

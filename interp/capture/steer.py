@@ -39,10 +39,12 @@ def steer(
         Site → vector. Sites are ``embed``, ``resid_pre.L``, ``resid_mid.L``, ``resid_post.L``, ``attn_out.L``
         and ``mlp_out.L``; ``resid_post.*`` steers every layer.
     scale : float or sequence of float
-        One number, or one per row of the batch (`capture` sorts its batches by length: with it, give one number).
+        One number, or one per row of the batch (`capture` sorts its batches by length: with it, give one
+        number).
     positions : str, slice or sequence of int
-        Which tokens of a pass: ``"all"``; ``"prompt"`` (passes of more than one token); ``"generated"`` (passes of one
-        token, as in generation with a cache); a slice or indices into the tokens of the prompt's pass.
+        Which tokens of a pass: ``"all"``; ``"prompt"`` (passes of more than one token); ``"generated"``
+        (passes of one token, as in generation with a cache); a slice or indices into the tokens of the
+        prompt's pass.
 
     Raises
     ------

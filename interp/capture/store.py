@@ -7,10 +7,10 @@
       journal.jsonl      while running: one line per finished shard
       shard-00000.safetensors …
 
-A shard is written under another name, flushed, renamed, and only then entered in the journal, so that a run killed
-at any moment leaves whole shards and resumes behind them. A shard is plain safetensors: a tensor per site
-(``resid_post.3``), ``projection/<site>``, and ``token_ids``, ``prompts``, ``lengths``, ``n_prompt``. Sites that are
-the same state are stored once: ``same_as`` in the manifest says where.
+A shard is written under another name, flushed, renamed, and only then entered in the journal, so that a run
+killed at any moment leaves whole shards and resumes behind them. A shard is plain safetensors: a tensor per
+site (``resid_post.3``), ``projection/<site>``, and ``token_ids``, ``prompts``, ``lengths``, ``n_prompt``.
+Sites that are the same state are stored once: ``same_as`` in the manifest says where.
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ class Folder:
         Raises
         ------
         FileExistsError
-            If the folder holds something else: another model's, other prompts' or another setting's run (said which).
+            If the folder holds something else: another model's, other prompts' or another setting's run (said
+            which).
         ValueError
             If a finished shard is damaged (named).
         """
@@ -188,7 +189,8 @@ class Folder:
         if differing:
             k = differing[0]
             raise FileExistsError(
-                f"{path} holds another run: its {k} is {_brief(found.get(k))}, this one's is {_brief(meta[k])}. "
+                f"{path} holds another run: its {k} is {_brief(found.get(k))}, this one's is "
+                f"{_brief(meta[k])}. "
                 "Give another folder"
             )
         folder = cls(path)

@@ -1,7 +1,7 @@
 """The tape: forward hooks that copy the rows of real tokens while a batch runs, and nothing else.
 
-A batch is one pass over all prompt tokens and, when text is generated, one pass per new token. Every pass adds a
-chunk of rows per site; `Tape.collect` puts them in the order of the prompts.
+A batch is one pass over all prompt tokens and, when text is generated, one pass per new token. Every pass
+adds a chunk of rows per site; `Tape.collect` puts them in the order of the prompts.
 """
 
 from __future__ import annotations
@@ -245,7 +245,8 @@ class Tape:
         Returns
         -------
         states, projections : dict of str to Tensor
-            ``[rows, …]`` per site. Sites that are the state of another one (`same_as`) are left out of `states`.
+            ``[rows, …]`` per site. Sites that are the state of another one (`same_as`) are left out of
+            `states`.
         """
 
         def join(chunks: list[Tensor]) -> Tensor:

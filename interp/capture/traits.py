@@ -1,8 +1,9 @@
 """Trait vectors: directions of the residual stream along which a trait shows, fitted on contrast sets.
 
-A contrast set holds texts in which a trait shows (label 1) and texts in which it does not (label 0), in groups that
-share a question. Texts that *show* a trait (``natural``) and instructions to show it (``instructed``) are different
-sets: a vector fitted on instructions follows instructions. They are never mixed.
+A contrast set holds texts in which a trait shows (label 1) and texts in which it does not (label 0), in
+groups that share a question. Texts that *show* a trait (``natural``) and instructions to show it
+(``instructed``) are different sets: a vector fitted on instructions follows instructions. They are never
+mixed.
 
 >>> traits = TraitVectors.fit(model, ["uncertainty_calibration", "sycophancy"])     # doctest: +SKIP
 >>> capture(model, prompts, tier=2, vectors=traits.vectors())                       # doctest: +SKIP
@@ -67,7 +68,8 @@ class ContrastSet:
         if n_groups < 4 or not 0 < self.labels.sum() < len(self.labels):
             raise ValueError(
                 f"contrast set {self.trait!r} ({self.kind}): got {int(self.labels.sum())} positives and "
-                f"{int((~self.labels).sum())} negatives in {n_groups} groups, expected both, in 4 groups at least"
+                f"{int((~self.labels).sum())} negatives in {n_groups} groups, expected both, in 4 groups "
+                "at least"
             )
 
 
@@ -138,8 +140,8 @@ class Trait:
     auroc, low, high : float
         On groups that neither the vector nor the choice of its site has seen, with a 95 % interval.
     random, shuffled : float
-        95th percentile of the AUROC of random vectors (either sign), and of vectors fitted on labels shuffled within
-        groups: what luck reaches.
+        95th percentile of the AUROC of random vectors (either sign), and of vectors fitted on labels shuffled
+        within groups: what luck reaches.
     other : dict of str to float
         Other kind → AUROC of this vector on it, and ``"cosine <kind>"`` with the vector fitted there.
     n : int
@@ -216,7 +218,8 @@ class TraitVectors(Mapping[str, Trait]):
         method : {"mean", "logistic"}
             Difference of the means, or L2-regularised logistic regression on standardised states.
         pool : {"mean", "last"}
-            Mean over the tokens of a text (of the assistant's message, in a chat that ends with one), or the last.
+            Mean over the tokens of a text (of the assistant's message, in a chat that ends with one), or the
+            last.
         kind : str
             Which of the sets is fitted; the vector is scored on the others, too.
         batch_tokens : int or "auto"
@@ -323,7 +326,8 @@ class TraitVectors(Mapping[str, Trait]):
         if model is not None and content["model"]["fingerprint"] != model.fingerprint:
             raise ValueError(
                 f"the trait vectors at {path} belong to {content['model']['name']} "
-                f"({content['model']['fingerprint']}), not to {model.name} ({model.fingerprint}): fit them again"
+                f"({content['model']['fingerprint']}), not to {model.name} ({model.fingerprint}): fit them "
+                "again"
             )
         tensors = load_file(weights)
         traits = []
