@@ -257,8 +257,30 @@ def profile(
 def _bench(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         for command in bench.registered_commands:
-            print(f"\n=== interp bench {command.name}", flush=True)
-            context.invoke(command.callback)
+            if command.callback is not None:
+                print(f"\n=== interp bench {command.name}", flush=True)
+                context.invoke(command.callback)
+
+
+@bench.command("capture")
+def bench_capture(
+    prompts_file: Annotated[
+        list[str] | None,
+        typer.Option("--prompts-file", "-f", help="A file of prompts, or one that ships (all); repeatable."),
+    ] = None,
+    model: Model = "tiny",
+    max_new_tokens: Annotated[int, typer.Option(help="New tokens behind each prompt.")] = 50,
+    repeats: Annotated[int, typer.Option(help="Interleaved repeats of every case.")] = 5,
+    device: Device = "auto",
+) -> None:
+    """What loading once, batches, the cache and the hooks are worth, each as a number of its own."""
+    from interp.capture.measure import measure
+    from interp.capture.model import load_model
+    from interp.capture.prompts import SHIPPED, Prompts, shipped
+
+    sets = [shipped(f) if f in SHIPPED else Prompts.from_file(f) for f in prompts_file or SHIPPED]
+    prompts = Prompts([prompt for prompts in sets for prompt in prompts])
+    print(measure(load_model(model, device=device), prompts, max_new_tokens=max_new_tokens, repeats=repeats))
 
 
 @bench.command("lenses")

@@ -23,6 +23,7 @@ from interp.report import Report
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
+    from matplotlib.figure import Figure
 
     from interp.capture.activations import Activations
     from interp.capture.model import Model
@@ -245,7 +246,7 @@ def _encode(story: Story, model: Model, seed: int) -> Code:
         {"id": f"document {i}", "token_ids": ids.tolist()} for i, (ids, _) in enumerate(text.documents())
     ]
     sae = SAE.load(tiny.sae_path())
-    site = sae.site
+    site = sae.site or f"resid_post.{model.n_layers // 2}"
     doing = f"sparse code: {shown.sum():,} corpus tokens at {site}, {sae.n_latents:,} latents"
     with story.stage("encode", doing) as hooks:
         states = capture(
@@ -419,14 +420,14 @@ def _show_projection(page: Report, acts: Activations, prompt: str, trait: str) -
     grid = [acts.projection(s)[rows, acts.projected[s].index(trait)][1:end].numpy() for s in sites]
     names = [s.replace("resid_post.", "layer ") for s in sites]
     name = trait.replace("_", " ")
-    pictures = []
-    for dark in (False, True):
+
+    def picture(dark: bool) -> Figure:
         fig = projection_figure(tokens[1:end], grid, names, title=f"Projection on {name}", dark=dark)
         fig.axes[0].axvline(n_given - 1.5, color="#8a8f98", lw=1.5, ls="--")
-        pictures.append(fig)
-    page.figure(
-        *pictures, f"By layer and token, on the vector of {name}. The answer begins at the dashed line."
-    )
+        return fig
+
+    caption = f"By layer and token, on the vector of {name}. The answer begins at the dashed line."
+    page.figure(picture(False), picture(True), caption)
 
 
 def _show_events(page: Report, draw: Any, events: list[Event], caption: str) -> None:

@@ -62,8 +62,8 @@ class FitBench:
     """
 
     def __init__(self, probe: Any, x: Any, y: Any, n_classes: int | None, repeats: int) -> None:
+        from interp.probe import LatentSummary
         from interp.probe.data import shards
-        from interp.probe.summary import LatentSummary
 
         shard = next(shards(x, y, n_classes))
         self._probe, self._repeats = probe, repeats
@@ -86,7 +86,7 @@ class FitBench:
 
     def solve(self, slab: int, block: int) -> dict[str, float]:
         """Nanoseconds per (node, pair) evaluation, and the memory the setting works in."""
-        from interp.probe.sizes import measure_blocks
+        from interp.probe import measure_blocks
 
         measured = measure_blocks(
             self._summary, class_slab_sizes=[slab], latent_block_sizes=[block], repeats=self._repeats
@@ -95,7 +95,7 @@ class FitBench:
 
     def rows(self, size: int) -> dict[str, float]:
         """Nanoseconds per event of the pass over x (its first two million events, at most)."""
-        from interp.probe.sizes import measure_row_batches
+        from interp.probe import measure_row_batches
 
         n = int(np.searchsorted(self._x.indptr, _MAX_EVENTS, side="right")) - 1
         n = max(1, min(n, self.n_rows))

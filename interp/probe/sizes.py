@@ -112,6 +112,8 @@ def measure_blocks(
         Evaluations per setting, after one to warm up.
     max_latents : int
         At most this many latents are used, evenly spaced.
+    device, dtype
+        Where and in which precision the evaluations run.
 
     Returns
     -------
