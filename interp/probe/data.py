@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import scipy.sparse as sp
@@ -288,6 +292,10 @@ def latent_blocks(indptr: np.ndarray, n_events: int) -> Iterator[tuple[int, int]
 # ------------------------------------------------------------------------------- interchange
 
 
+#: What reading a damaged ZIP archive raises.
+_DAMAGED = (ValueError, KeyError, OSError, EOFError, RuntimeError, BadZipFile, zlib.error, struct.error)
+
+
 def load_csr(path: str | os.PathLike[str]) -> sp.csr_array:
     """Read a ``token_acts.npz`` (SciPy CSR), shape [n_rows, n_latents].
 
@@ -303,11 +311,24 @@ def load_csr(path: str | os.PathLike[str]) -> sp.csr_array:
         raise FileNotFoundError(f"no sparse code at {path}: expected a SciPy CSR file such as token_acts.npz")
     try:
         with np.load(path, allow_pickle=False) as file:
-            if "format" in file and file["format"].item() not in (b"csr", "csr"):
-                raise ValueError(f"{path} holds a {file['format'].item()!r} matrix, expected CSR")
-            return sp.csr_array((file["data"], file["indices"], file["indptr"]), shape=tuple(file["shape"]))
-    except (KeyError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is no SciPy CSR file: {error}") from error
+            kind = file["format"].item() if "format" in file else b"csr"
+            if kind not in (b"csr", "csr"):
+                raise ValueError(f"it holds a {kind!r} matrix, expected CSR")
+            x = sp.csr_array((file["data"], file["indices"], file["indptr"]), shape=tuple(file["shape"]))
+    # What a damaged ZIP archive raises is any of these.
+    except (
+        ValueError,
+        KeyError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        BadZipFile,
+        zlib.error,
+        struct.error,
+    ) as error:
+        raise ValueError(f"{path} is damaged or no SciPy CSR file: {error}") from error
+    _check_indices(x, str(path))
+    return x
 
 
 def load_labels(path: str | os.PathLike[str], n_rows: int | None = None) -> np.ndarray:
@@ -349,6 +370,32 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_safetensors(
+    path: str | os.PathLike[str],
+    format: str,
+    version: int,
+    meta: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+) -> Path:
+    """Write one of the package's own files, whole or not at all, with a digest of everything in it."""
+    from safetensors.numpy import save_file
+
+    meta = {"format": format, "version": version, **meta}
+    meta["sha256"] = _digest(meta, tensors)
+    with written_whole(path) as partial:
+        save_file(tensors, partial, metadata={"interp": json.dumps(meta)})
+    return Path(path)
+
+
+def _digest(meta: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for name in sorted(tensors):
+        a = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {a.dtype.str} {a.shape}".encode())
+        digest.update(a.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
 def read_safetensors(
     path: str | os.PathLike[str], format: str, version: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -369,9 +416,11 @@ def read_safetensors(
         with safe_open(path, framework="np") as file:
             meta = json.loads((file.metadata() or {}).get("interp", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
     found = meta.get("format"), meta.get("version")
     if found != (format, version):
         raise ValueError(f"{path} holds {found[0]!r} version {found[1]!r}, expected {format!r} {version}")
+    if meta.pop("sha256", None) != _digest(meta, tensors):
+        raise ValueError(f"{path} is damaged: its digest does not match its content")
     return meta, tensors

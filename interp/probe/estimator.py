@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -17,7 +16,13 @@ import torch
 
 from interp.events import Emitter, Event, IterationEnd
 from interp.probe import exact, metrics
-from interp.probe.data import can_iterate_again, read_safetensors, shards, write_metrics_npz, written_whole
+from interp.probe.data import (
+    can_iterate_again,
+    read_safetensors,
+    shards,
+    write_metrics_npz,
+    write_safetensors,
+)
 from interp.probe.exact import Certificate
 from interp.probe.fit import Fit, Fitted, Steps, polish
 from interp.probe.metrics import Confusion, ProbeMetrics
@@ -180,6 +185,18 @@ class Sparse1DProbe:
         if self.method not in ("summary", "events"):
             raise ValueError(f'method must be "summary" or "events", got {self.method!r}')
 
+    def _fitted_summary(self) -> LatentSummary:
+        """The summary as the fit saw it."""
+        summary = getattr(self, "summary_", None)
+        if summary is None:
+            raise ValueError(
+                "this probe comes from a file, which holds no data: fit it, or measure with x and y"
+            )
+        if summary.n_rows != self._state.n_rows:
+            grown = f"{self._state.n_rows} rows at the fit, {summary.n_rows} now"
+            raise ValueError(f"the summary has changed since the fit ({grown}): fit it again")
+        return summary
+
     def _check_fitted(self) -> Fitted:
         if not hasattr(self, "_state"):
             raise _not_fitted_error()("this Sparse1DProbe is not fitted yet: call fit(x, y) first")
@@ -246,7 +263,7 @@ class Sparse1DProbe:
         """Finish the pairs with status ``needs_polish`` on the raw events (the rows of the summary)."""
         self._check_fitted()
         device, _ = self._where()
-        polish(self._state, x, y, self.summary_, self._rules(), device)
+        polish(self._state, x, y, self._fitted_summary(), self._rules(), device)
         self._state.loss = None
         return self
 
@@ -336,7 +353,7 @@ class Sparse1DProbe:
         """Mean training loss without the ridge, by the summary, float64 [n_latents, n_classes]."""
         state = self._check_fitted()
         if state.loss is None:
-            state.loss, _ = metrics.losses(self.summary_, state.coef, state.intercept)
+            state.loss, _ = metrics.losses(self._fitted_summary(), state.coef, state.intercept)
         return state.loss
 
     def status_counts(self) -> dict[str, int]:
@@ -433,16 +450,13 @@ class Sparse1DProbe:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write parameters and fitted state (no data) as one safetensors file, whole or not at all."""
-        from safetensors.numpy import save_file
-
         state = self._check_fitted()
-        params = self.get_params()
-        params = {k: v if isinstance(v, int | float | str | None) else str(v) for k, v in params.items()}
-        meta = {"format": _FORMAT, "version": _VERSION, "params": params, "n_rows": state.n_rows}
+        meta = {
+            "params": {k: _plain(v) for k, v in self.get_params().items()},
+            "n_rows": state.n_rows,
+        }
         tensors = {name: np.ascontiguousarray(getattr(state, name)) for name in _SAVED}
-        with written_whole(path) as partial:
-            save_file(tensors | {"loss": self.loss_}, partial, metadata={"interp": json.dumps(meta)})
-        return Path(path)
+        return write_safetensors(path, _FORMAT, _VERSION, meta, tensors | {"loss": self.loss_})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Sparse1DProbe:
@@ -466,6 +480,13 @@ class Sparse1DProbe:
 _FORMAT = "interp.Sparse1DProbe"
 #: Fields of `Fitted` that a file holds.
 _SAVED = ("coef", "intercept", "n_iter", "n_fail", "lam", "codes", "class_counts")
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as JSON holds it: numbers as Python's own, dtypes and devices by name."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value if isinstance(value, int | float | str | None) else str(value)
 
 
 def _drive(steps: Steps, emit: Emitter) -> None:

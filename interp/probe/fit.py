@@ -70,7 +70,7 @@ class Fitted:
             n_fail=np.zeros(shape, np.int32),
             lam=np.full(shape, float(lam_init)),
             codes=codes,
-            class_counts=summary.class_counts,
+            class_counts=summary.class_counts.copy(),
             n_rows=summary.n_rows,
         )
 
