@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -145,12 +145,12 @@ class Digest:
         self.version = 0
 
     @classmethod
-    def of(cls, source: Digest | Iterable[ev.Event]) -> Digest:
+    def of(cls, source: Self | Iterable[ev.Event]) -> Self:
         """The digest itself, or a new one filled with `source`."""
-        if isinstance(source, Digest):
+        if isinstance(source, cls):
             return source
         digest = cls()
-        for event in source:
+        for event in source:  # type: ignore[union-attr]
             digest.add(event)
         return digest
 
@@ -294,13 +294,20 @@ class FitDigest(Digest):
             self.slab, self.slab_began = event, self.n_steps
             self.n_fail_slab, self.slab_seconds = 0, 0.0
         elif isinstance(event, ev.SlabEnd):
-            e = event
             self.slab = None
-            self.n_fail, self.n_fail_slab = self.n_fail + e.n_fail, 0
+            self.n_fail, self.n_fail_slab = self.n_fail + event.n_fail, 0
             self.n_slabs_done += 1
-            self.n_pairs_done += e.n_pairs
-            self.n_iter_done += e.n_iter
-            self.slabs.add(e.slab, e.class_start, e.class_stop, e.seconds, e.n_iter, e.n_fail, self.n_steps)
+            self.n_pairs_done += event.n_pairs
+            self.n_iter_done += event.n_iter
+            self.slabs.add(
+                event.slab,
+                event.class_start,
+                event.class_stop,
+                event.seconds,
+                event.n_iter,
+                event.n_fail,
+                self.n_steps,
+            )
         elif isinstance(event, ev.FitBegin):
             self.begin, self.began = event, event.time - event.summary_seconds
         elif isinstance(event, ev.FitEnd):
@@ -392,7 +399,8 @@ class CaptureDigest(Digest):
         self.tokens_real = self.tokens_padded = self.tokens_generated = 0
         self.batch_seconds = 0.0
         self.stages: dict[str, float] = {}
-        self.prompt_id, self.tokens = "", ()
+        self.prompt_id = ""
+        self.tokens: tuple[str, ...] = ()
         self.projections: dict[str, tuple[float, ...]] = {}
         self.batches = Series(
             {
@@ -518,18 +526,17 @@ class LensDigest(Digest):
                     if len(curve) < self.n_iterations:
                         curve.append((e.n_samples, e.f1))
         elif isinstance(event, ev.LensEnd):
-            e = event
-            grade = e.grade if e.grade in self.grades else "U"
+            grade = event.grade if event.grade in self.grades else "U"
             self.grades[grade] += 1
-            self.n_lenses = e.n_lenses
-            self.extra_iterations += e.extra_iterations
-            self.growth.add(e.n_done, *self.grades.values())
-            self.lenses.add(e.n_samples, _number(e.f1), _number(e.score))
-            self.rows.pop(e.concept, None)
-            self.rows[e.concept] = {
-                "term": e.term, "level": e.level, "grade": grade, "score": _finite(e.score),
-                "low": _finite(e.score_low), "high": _finite(e.score_high), "f1": _finite(e.f1),
-                "samples": e.n_samples, "iterations": e.n_iter, "reason": e.stop_reason,
+            self.n_lenses = event.n_lenses
+            self.extra_iterations += event.extra_iterations
+            self.growth.add(event.n_done, *self.grades.values())
+            self.lenses.add(event.n_samples, _number(event.f1), _number(event.score))
+            self.rows.pop(event.concept, None)
+            self.rows[event.concept] = {
+                "term": event.term, "level": event.level, "grade": grade, "score": _finite(event.score),
+                "low": _finite(event.score_low), "high": _finite(event.score_high), "f1": _finite(event.f1),
+                "samples": event.n_samples, "iterations": event.n_iter, "reason": event.stop_reason,
             }  # fmt: skip
             if len(self.rows) > self.max_rows:
                 del self.rows[next(iter(self.rows))]

@@ -186,8 +186,7 @@ def flame(
         thread.join(0.1)  # in short waits, so that Ctrl-C gets through
     if "error" in out:
         raise out["error"]
-    name = title or getattr(fn, "__qualname__", type(fn).__qualname__)
-    return Flame(name, profiler, out["result"], out["seconds"])
+    return Flame(title or _name(fn), profiler, out["result"], out["seconds"])
 
 
 class _DebugLog:
@@ -257,14 +256,14 @@ def compare_flames(
         fn(*args, iteration_hook=hook, **kwargs)
         return time.perf_counter() - began
 
-    name = getattr(fn, "__qualname__", type(fn).__qualname__)
+    name = _name(fn)
     seconds(None)
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         debug = _DebugLog(file)
         pairs = []
         for i in range(repeats):
             # In turns, each first in every other pair: a machine that slows down favours neither.
-            timed = {}
+            timed: dict[bool, float] = {}
             for on in (False, True) if i % 2 == 0 else (True, False):
                 if on:
                     with debug:
@@ -376,11 +375,10 @@ def _shard(
     if (token_acts is None) != (labels is None):
         raise ValueError("profile: give both token_acts and labels, or neither")
     if token_acts is not None and labels is not None:
-        x = sp.csr_matrix(sp.load_npz(token_acts))[:n_rows]
-        y = np.fromfile(labels, np.uint8)[: x.shape[0]].astype(np.int64)
-        return x, y
+        shard = sp.csr_matrix(sp.load_npz(token_acts))[:n_rows]
+        return shard, np.fromfile(labels, np.uint8)[: shard.shape[0]].astype(np.int64)
     rng = np.random.default_rng(seed)
-    x = sp.random(n_rows, n_latents, density=0.02, format="csr", rng=rng, dtype=np.float32)
+    x = sp.csr_matrix(sp.random(n_rows, n_latents, density=0.02, rng=rng, dtype=np.float32))
     x.data = rng.exponential(1.0, x.nnz).astype(np.float32)
     return x, rng.integers(0, n_classes, n_rows)
 
@@ -388,12 +386,16 @@ def _shard(
 _FRAME = "width:100%;height:430px;border:1px solid #8a8f9866;border-radius:8px;background:#fff"
 
 
+def _name(fn: Callable[..., Any]) -> str:
+    return str(getattr(fn, "__qualname__", type(fn).__qualname__))
+
+
 def _block(title: str, seconds: str, page: str, spots: pd.DataFrame) -> str:
     """The page in a frame of its own: its styles and scripts stay inside, the notebook's outside."""
     rows = "".join(
-        f"<tr><td>{html.escape(r.function)}</td><td>{html.escape(r.where)}</td>"
-        f"<td>{r.seconds:.3f} s</td><td>{r.share:.0%}</td></tr>"
-        for r in spots.itertuples()
+        f"<tr><td>{html.escape(function)}</td><td>{html.escape(where)}</td>"
+        f"<td>{own:.3f} s</td><td>{share:.0%}</td></tr>"
+        for function, where, own, share in zip(*(spots[c] for c in spots.columns), strict=True)
     )
     return (
         f"<b>{html.escape(title)}</b> &nbsp; {seconds}"

@@ -357,11 +357,20 @@ def _label(ax: Axes, title: str, x: str, y: str, theme: _Theme) -> None:
 def _legend(ax: Axes, theme: _Theme) -> None:
     """A legend in one line above the panel, right of its title, where it covers nothing."""
     handles, labels = ax.get_legend_handles_labels()
-    where = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.99), "borderaxespad": 0.0, "ncols": len(labels)}
     ax.legend(
-        handles, labels, fontsize=7.5, frameon=False, labelcolor=theme.ink, handlelength=1.1,
-        columnspacing=1.0, handletextpad=0.5, **where,
-    )  # fmt: skip
+        handles,
+        labels,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 0.99),
+        borderaxespad=0.0,
+        ncols=len(labels),
+        fontsize=7.5,
+        frameon=False,
+        labelcolor=theme.ink,
+        handlelength=1.1,
+        columnspacing=1.0,
+        handletextpad=0.5,
+    )
 
 
 def _log(ax: Axes) -> None:
@@ -389,4 +398,4 @@ def _heat(
     ax.set_yticks(list(rows_at), [names[i] for i in rows_at], fontsize=6.5)
     bar = ax.figure.colorbar(image, ax=ax, pad=0.01, fraction=0.05)
     bar.ax.tick_params(colors=theme.ink, labelsize=7, length=2)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
