@@ -37,6 +37,10 @@ def cells():
         "bad = run.start(job)\nbad.view = FitMonitor(bad)\nbad",
         "try:\n    await bad\nexcept ValueError as e:\n    print(e)",
         "r.view",
+        "from interp.events import JsonlLog\nimport tempfile\nfolder = tempfile.mkdtemp()\n"
+        "fakes.play(fakes.fit_events(2), 0, JsonlLog(folder + '/job.jsonl'))\n"
+        "logs = FitMonitor(folder)\nlogs",
+        "import time\nwhile not logs.jobs:\n    time.sleep(0.05)\nlogs.close()",
     )
 
 
@@ -70,6 +74,11 @@ def test_a_failed_run_leaves_its_message(cells):
     assert "failed" in still(cells[3])
     assert "ValueError: nothing to fit" in still(cells[3])
     assert cells[4].outputs[0]["text"] == "nothing to fit\n"
+
+
+def test_a_monitor_of_logs_leaves_its_picture_when_it_is_closed(cells):
+    assert "Probe fit" in still(cells[6])
+    assert "data:image/png;base64," in still(cells[6])
 
 
 def test_nothing_is_printed_by_workers(cells):

@@ -287,9 +287,13 @@ class Monitor(anywidget.AnyWidget):
             self.run.stop()
 
     def close(self) -> None:
-        """Stop following and remove the view. A run goes on."""
+        """Stop following and remove the view; a picture of the moment stays. A run goes on."""
+        if self._closed:
+            return
         self._closed = True
         self._wake.set()
+        if self._digests and not self._ended():
+            self._draw_still()
         super().close()
 
     # ------------------------------------------------------------------- what stays
@@ -309,7 +313,7 @@ class Monitor(anywidget.AnyWidget):
     def show(self) -> None:
         """Display the monitor here, with the place of the picture that stays."""
         show_widget(self, self.name)
-        self._place.show(self._ended)
+        self._place.show(lambda: self._ended() or (self._closed and bool(self._digests)))
 
     def _ipython_display_(self) -> None:
         if not in_notebook():

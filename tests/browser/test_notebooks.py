@@ -21,17 +21,19 @@ def run_notebook(lab, page, name, shot, seconds=240.0):
     lab.open(page, name)
     lab.run_all(page)
     seen: set[tuple[str, str]] = set()
-    shown, deadline = False, time.monotonic() + seconds
+    best, deadline = 0, time.monotonic() + seconds
     look = f"""[...document.querySelectorAll('{MONITOR}')].map(
-        e => [e.querySelector('h3').textContent, e.dataset.state, e.dataset.steps])"""
+        e => [e.querySelector('h3').textContent, e.dataset.state, e.dataset.steps,
+             e.querySelector('.i-progress').getAttribute('aria-valuenow') || 0])"""
     busy = page.locator(".jp-Notebook-ExecutionIndicator[data-status=busy]")
     cells = page.locator(".jp-CodeCell")
     while True:
-        for title, state, steps in page.evaluate(look):
+        for title, state, steps, percent in page.evaluate(look):
             seen.add((title, steps))
-            if not shown and state == "running" and int(steps or 0) > 8:
+            # The picture that says most is one from beyond the middle.
+            if state == "running" and best < 55 and int(percent) > best:
+                best = int(percent)
                 page.locator(f"{MONITOR}[data-state=running]").first.screenshot(path=shot)
-                shown = True
         prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
         finished = len(prompts) == cells.count() and all(p.strip("[]: ").isdigit() for p in prompts)
         if finished and not busy.count():
