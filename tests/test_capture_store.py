@@ -231,6 +231,28 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
         capture(zoo("llama"), prompts, out=other, **OPTIONS)
 
 
+def test_rows_that_fail_the_check_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the next run would find them finished, and trust them."""
+    monkeypatch.setattr("interp.capture.check.LIMIT", 1e-12)
+    for _ in range(2):
+        with pytest.raises(ArithmeticError, match="differ from a single run"):
+            capture(zoo("llama"), sequences(0, LENGTHS), out=tmp_path, check=len(LENGTHS), **OPTIONS)
+        assert not list(tmp_path.glob("shard-*"))
+
+
+def test_a_stopped_capture_can_be_saved_and_continued(tmp_path: Path) -> None:
+    model, prompts = zoo("llama"), sequences(0, LENGTHS)
+    partial = capture(model, prompts, iteration_hook=lambda e: isinstance(e, BatchEnd), **OPTIONS)
+    again = Activations.load(partial.save(tmp_path / "part"))
+    same(again, partial)
+    assert not again.complete
+    same(
+        capture(model, prompts, out=tmp_path / "part", **OPTIONS),
+        capture(model, prompts, **OPTIONS),
+        exact=False,
+    )
+
+
 def test_a_damaged_shard_is_refused_by_name(tmp_path: Path) -> None:
     prompts = sequences(0, LENGTHS)
     capture(zoo("llama"), prompts, out=tmp_path, **OPTIONS)

@@ -321,7 +321,8 @@ class Activations:
         with closing(Folder.create(folder, self.meta)) as store:
             for shard in self._shards:
                 store.add(self._filled(shard))
-            store.finish(self.meta)
+            if self.complete:  # otherwise the folder stays one that a capture can go on in
+                store.finish(self.meta)
         return Path(folder)
 
     def _filled(self, shard: Shard) -> Shard:

@@ -185,6 +185,7 @@ def capture(
                     with clock("check"):
                         for site, error in compare(model, job, shard, chosen).items():
                             errors[site] = max(errors.get(site, 0.0), error)
+                    judge(errors, model.dtype)  # before the rows are written: a resumed run trusts them
                 with clock("write"):
                     store.add(shard)
                 done.update(batch)
@@ -216,7 +217,6 @@ def capture(
                             projections=shown[1],
                         )
                     )
-        judge(errors, model.dtype)
         twins = meta["same_as"]
         meta["check"] = {s: errors[twins.get(s, s)] for s in job.sites} if errors else {}
         meta["report"] = build(clock, totals, peak, queue.budget, queue.taken, model)
