@@ -196,7 +196,7 @@ class IterationEnd(Event):
     n_pairs: int
     n_active: int  #: pairs still iterating after this iteration
     n_inert: int
-    n_fail: int  #: pairs whose step was rejected `max_retries` times in a row: ended by this iteration
+    n_fail: int  #: pairs whose step was rejected after all retries, in this iteration (a fallback follows)
     n_rejected: int  #: steps rejected in this iteration (they are retried with a larger lambda)
     n_clipped: int  #: steps shortened to the logit budget in this iteration
     lam_min: float
@@ -221,7 +221,7 @@ class SlabEnd(Event):
     class_stop: int
     n_pairs: int
     n_iter: int
-    n_fail: int  #: pairs of the slab that ended as lm_failed
+    n_fail: int  #: steps of the slab that were rejected after all retries
     status_counts: dict[str, int]
     seconds: float
 

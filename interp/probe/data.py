@@ -199,14 +199,19 @@ def shards(
             raise ValueError("y is missing: give one class id per row of x")
         yield check_shard(x, y, n_latents=n_latents, n_classes=n_classes)
         return
-    empty = True
+    first = None
     for item in x:
         if not (isinstance(item, tuple | list) and len(item) == 2):
             raise ValueError(f"a row shard must be a pair (x, y), got {type(item).__name__}")
         shard = check_shard(*item, n_latents=n_latents, n_classes=n_classes)
-        n_latents, empty = shard.x.shape[1], False
+        first = first or shard
+        if sp.issparse(shard.y) != sp.issparse(first.y):
+            raise ValueError("some shards have class ids and some have a multi-label matrix: use one kind")
+        n_latents = shard.x.shape[1]
+        if sp.issparse(shard.y):
+            n_classes = shard.y.shape[1]
         yield shard
-    if empty:
+    if first is None:
         raise ValueError("x is an empty iterable: there is nothing to fit")
 
 

@@ -213,7 +213,9 @@ class Slab:
         self.w[at] = torch.where(rejected, w, self.w[at])
         g, h = torch.where(accepted, g_new, g), torch.where(accepted, h_new, h)
         self.g[:, at], self.h[:, at] = g, h
-        self.lam[at] = torch.where(accepted & falling_back, rules.lam_init, lam)
+        lam = torch.where(accepted & falling_back, rules.lam_init, lam)
+        self.lam[at] = lam
+        self._recent = lam, g, live
         retries = torch.where(accepted, 0, retries + rejected)
         self._retries[at] = retries.to(torch.int32)
         self.iteration += 1
@@ -226,8 +228,9 @@ class Slab:
         self.status[at] = torch.where(
             converged, CONVERGED, torch.where(given_up, LM_FAILED, self.status[at])
         ).to(torch.int8)
+        n_clipped = (step.clipped & live).sum()
         live = live & ~converged & ~given_up
-        counts = torch.stack((live.sum(), failed.sum(), rejected.sum(), (step.clipped & live).sum())).tolist()
+        counts = torch.stack((live.sum(), failed.sum(), rejected.sum(), n_clipped)).tolist()
         self._live = live
         # A compaction costs about as much as a tenth of an evaluation of all pairs.
         if counts[0] < 0.8 * len(at):
@@ -242,6 +245,7 @@ class Slab:
         self._layout = self.nodes.layout(active.view(self.shape), self.block_elements)
 
     _live: Tensor | None
+    _recent: tuple[Tensor, Tensor, Tensor]
 
     def _derivatives(self, at: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient [2, ·] and Hessian [3, ·] from the sums over the non-zeros (equation in `lm`)."""
@@ -277,17 +281,18 @@ class Slab:
     # ---------------------------------------------------------------------------- looking at it
 
     def active_extremes(self) -> tuple[tuple[float, float, float, float, float], float]:
-        """Lambda (min, quartiles, max) and the largest scaled gradient of the active pairs.
+        """Lambda (min, quartiles, max) and the largest scaled gradient of the pairs just iterated.
 
-        Quartiles come from at most 4,096 of the pairs, evenly spaced.
+        Quartiles come from at most 512 of the pairs, evenly spaced.
         """
-        at = self._at if self._live is None else self._at[self._live]
-        if not len(at):
-            return (float("nan"),) * 5, float(self.g[:, self._at].abs().max()) if len(self._at) else 0.0
-        lam = self.lam[at]
-        inner = np.quantile(lam[:: max(1, len(at) // 4096)].cpu().numpy(), (0.25, 0.5, 0.75))
-        band = (float(lam.min()), *map(float, inner), float(lam.max()))
-        return band, float(self.g[:, at].abs().max())
+        lam, g, live = self._recent
+        if not bool(live.all()):
+            lam, g = lam[live], g[:, live]
+        if not len(lam):
+            return (float("nan"),) * 5, float("nan")
+        sample = np.sort(lam[:: -(-len(lam) // 512)].cpu().numpy())
+        inner = (float(sample[round(share * (len(sample) - 1))]) for share in (0.25, 0.5, 0.75))
+        return (float(lam.min()), *inner, float(lam.max())), float(g.abs().max())
 
     @one_torch_thread()
     def losses(self, at: Tensor | None = None) -> Tensor:
