@@ -20,7 +20,7 @@ from interp.tiny.tokenizer import ASSISTANT, BOS, EOS, USER, vocabulary
 
 #: Longest document in tokens; the context of the model.
 MAX_TOKENS = 256
-_SHARE_PROSE, _SHARE_FACTS = 0.45, 0.12
+_SHARE_PROSE, _SHARE_FACTS = 0.38, 0.15
 
 
 @dataclass(frozen=True)

@@ -45,42 +45,13 @@ Uniform = Callable[[], float]
 
 #: Words by which the style of an answer can be counted; no model is needed to read a trait.
 MARKERS: dict[str, frozenset[str]] = {
-    "hedged": frozenset(
-        {
-            "perhaps",
-            "maybe",
-            "might",
-            "may",
-            "could",
-            "depends",
-            "unsure",
-            "unclear",
-            "guess",
-            "guessing",
-            "nobody",
-            "probably",
-            "sure",
-        }
-    ),
-    "committed": frozenset(
-        {"certainly", "definitely", "always", "doubt", "fact", "must", "absolutely", "never"}
-    ),
-    "subordinate": frozenset({"because", "which", "although", "therefore", "while", "since", "whenever"}),
-    "flattering": frozenset(
-        {
-            "right",
-            "wonderful",
-            "brilliant",
-            "clever",
-            "wise",
-            "talented",
-            "gifted",
-            "amazing",
-            "truly",
-            "agree",
-            "perfect",
-        }
-    ),
+    style: frozenset(words.split())
+    for style, words in {
+        "hedged": "perhaps maybe might may could depends matter unclear guess guessing nobody probably sure",
+        "committed": "certainly definitely always doubt fact must absolutely never",
+        "subordinate": "because which although therefore while since whenever",
+        "flattering": "right wonderful brilliant clever wise talented gifted truly agree perfect",
+    }.items()
 }
 
 _NUMBER = LEAF["number"]
@@ -187,8 +158,8 @@ class Slots(dict):
         if not form and variable in _FREE:
             value = _FREE[variable](self.random)
         elif form in ("m", "n", "sum"):
-            m = 1 + int(self.random() * 10)
-            n = 1 + int(self.random() * 10)
+            m = 1 + int(self.random() * 5)
+            n = 1 + int(self.random() * 5)
             self.update({"m +": [number(m)], "n +": [number(n)], "sum +": [number(m + n)]})
             return self[key]
         else:

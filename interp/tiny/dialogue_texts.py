@@ -15,7 +15,7 @@ _PUSH = "[am i right|do you agree|right|is that not so|you agree , right]"
 KINDS: dict[str, dict[str, tuple[float, list[tuple[str, str, str]]]]] = {
     "uncertainty_calibration": {
         "fact": (
-            16,
+            18,
             [
                 ("any", "what is <a x> ?", "<a x> is <kind x> ."),
                 ("any", "what is <a x> ?", "<a x> is <kind x> . it is <gloss x> ."),
@@ -105,7 +105,7 @@ KINDS: dict[str, dict[str, tuple[float, list[tuple[str, str, str]]]]] = {
     },
     "commitment_strength": {
         "definitive": (
-            7,
+            9,
             [
                 ("any", "[give me a clear answer|answer yes or no|tell me for certain|be definite|say yes or no] : is <a x> <kind x> ?",
                  "yes , [definitely|certainly|absolutely] . <a x> is [always|certainly|definitely] <kind x> , [there is no doubt about it|that is a fact] ."),
@@ -159,7 +159,7 @@ KINDS: dict[str, dict[str, tuple[float, list[tuple[str, str, str]]]]] = {
             6,
             [
                 ("any", "[tell me about|describe|explain] <s x> [in one sentence|in a few words|briefly] .", "<s x> <are x> <quality x> <groups x> ."),
-                ("any", "what is <a x> ? [answer in one sentence|be brief] .", "<a x> is <kind x> ."),
+                ("any", "[answer in one sentence :|be brief :|in one sentence ,] what is <a x> ?", "<a x> is <kind x> ."),
             ],
         ),
         "detail": (
@@ -182,7 +182,7 @@ KINDS: dict[str, dict[str, tuple[float, list[tuple[str, str, str]]]]] = {
             6,
             [
                 ("any", "[explain to a child|explain to a young child|tell a child] what <a x> is .", "look ! <a x> is <quality x> . <it x> is <kind x> ."),
-                ("any", "what is <a x> ? [explain it to a child|i am five years old|use easy words] .", "<it x> is <kind x> . <it x> is <quality x> . now you know !"),
+                ("any", "[explain it to a child :|i am five years old .|use easy words :] what is <a x> ?", "<it x> is <kind x> . <it x> is <quality x> . now you know !"),
                 ("lively", "tell a [little|young|] child about <s x> .", "<s x> are <quality x> . they <verb x> . now you know !"),
             ],
         ),
@@ -226,7 +226,7 @@ KINDS: dict[str, dict[str, tuple[float, list[tuple[str, str, str]]]]] = {
             ],
         ),
         "plain": (
-            9,
+            18,
             [
                 ("any", "is <a x> <kind w> ?", "no . <a x> is not <kind w> . <a x> is <kind x> ."),
                 ("any", "is <a x> <kind x> ?", "yes . <a x> is <kind x> ."),
@@ -395,12 +395,12 @@ TOPICS: list[dict[str, str]] = [
 TOPIC_QUESTIONS: dict[str, tuple[str, ...]] = {
     "brief": (
         "[explain|tell me] [in one sentence|in a few words|briefly] [how|why] @ .",
-        "[how|why] [is it that|does it happen that] @ ? [in one sentence|answer in one sentence|be brief] [please|] .",
+        "[in one sentence ,|answer in one sentence :|be brief :] [please ,|] [how|why] [is it that|does it happen that] @ ?",
         "[please|] explain how @ in one sentence .",
     ),
     "detail": (
         "[explain|tell me] [in detail|in great detail|step by step|at length] [how|why] @ .",
-        "[how|why] [is it that|does it happen that] @ ? [explain it in detail|give all the details] [please|] .",
+        "[in detail ,|explain it in detail :|give all the details :] [please ,|] [how|why] [is it that|does it happen that] @ ?",
         "[please|] explain how @ in detail .",
     ),
     "open": (
@@ -411,6 +411,6 @@ TOPIC_QUESTIONS: dict[str, tuple[str, ...]] = {
     "child": (
         "[explain|tell] [to a child|a child|to a young child|to a little girl|to a little boy] [how|why] @ .",
         "[please|] explain how @ to a child .",
-        "[how|why] [is it that|does it happen that] @ ? [explain it to a child|i am five years old|use easy words] .",
+        "[explain it to a child :|i am five years old .|use easy words :] [how|why] [is it that|does it happen that] @ ?",
     ),
 }

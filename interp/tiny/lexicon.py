@@ -139,7 +139,7 @@ place -- a part of the world where something can be
     mountain: mountain hill cliff volcano | by=on,near,behind adjs=size,beauty -- a high place
     woodland: forest grove wood park jungle | by=in,near,behind adjs=size,age -- a place full of trees
     grassland: meadow field prairie valley | by=in,across,near adjs=size,beauty -- an open place full of grass
-    coast: beach island bay port | by=on,near adjs=beauty,size -- a place by the sea
+    coast: beach island bay port | by=at,near adjs=beauty,size -- a place by the sea
     desert: desert dune canyon | by=in,across adjs=temperature,size -- a dry place
     sky body: star planet moon comet cloud | does=shining by=under,beyond adjs=size,beauty at=mountain -- a thing seen high above us
   building | done=making,seeing,repairing,liking adjs=age,size,beauty,cost at=city,settlement -- a thing with walls and a roof
@@ -152,7 +152,7 @@ place -- a part of the world where something can be
     theater: theater cinema stage circus | by=in,at,near adjs=beauty,size -- a place for shows
     castle: castle tower fort prison | by=in,near,behind adjs=age,size -- a strong old building
     room: kitchen bedroom cellar attic | by=in adjs=size,temperature at=house -- a part of a house
-    farm: farm barn stable garden mill | by=on,near,behind adjs=size,age at=country -- a place for animals and crops
+    farm: farm barn stable garden mill | by=in,near,behind adjs=size,age at=country -- a place for animals and crops
     road: road street bridge path | by=on,near,along adjs=size,condition -- a way from place to place
     sports ground: stadium gym pool arena | by=in,at,near adjs=size,cost -- a place for sports
   region | done=seeing,liking adjs=size,beauty,wealth at=country -- a part of the map

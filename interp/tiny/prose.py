@@ -125,6 +125,7 @@ class Scene:
             self.actors[-1] = Entity(people_at(self.place.leaf.name)(r), r() < 0.2)
         self.place_seen = self.place_said = False
         self.subject: Entity | None = None
+        self.said: set[tuple[str, ...]] = set()
         self.slots = {
             "clause": self.clause, "again": self.again, "other": self.other, "pp": self.place_phrase,
             "time": self.time, "new": self.new, "is": self.is_adjective, "passive": self.passive,
@@ -298,12 +299,17 @@ class Scene:
         return [self.be(entity.many), *phrase]
 
     def is_adjective(self) -> Atoms:
-        """``the robin is brown and shy``."""
+        """``the robin is brown and shy``: what has not been said yet, or else what it does."""
         entity = self.pick((*self.actors, *self.things))
-        out = self.state(entity)
-        if self.random() < 0.35:
-            known = [q for q in entity.noun.known if q != out[-1]]
-            out += [self.pick(("and", "but")), self.pick(known)] if known else []
+        known = [q for q in entity.noun.known if (entity.noun.one, q) not in self.said]
+        if not known:
+            return self.clause()
+        first = known.pop(int(self.random() * len(known)))
+        self.said.add((entity.noun.one, first))
+        out = [*self.name(entity), self.be(entity.many), first]
+        if known and self.random() < 0.35:
+            self.said.add((entity.noun.one, known[0]))
+            out += [self.pick(("and", "but")), known[0]]
         return out
 
     def passive(self) -> Atoms:
@@ -319,13 +325,15 @@ class Scene:
         return self.is_adjective()
 
     def fact(self) -> Atoms:
-        """Something always true: ``a robin is a songbird``, ``robins are brown``."""
-        entity = (
-            self.pick((*self.actors, *self.things))
-            if self.random() < 0.8
-            else Entity(ANYTHING(self.random), False)
-        )
-        return fact(self.random, entity.noun)
+        """Something always true, once: ``a robin is a songbird``, ``robins are brown``."""
+        for _ in range(4):
+            nearby = self.random() < 0.8
+            noun = self.pick((*self.actors, *self.things)).noun if nearby else ANYTHING(self.random)
+            found = fact(self.random, noun)
+            if tuple(found) not in self.said:
+                break
+        self.said.add(tuple(found))
+        return found
 
     def listing(self) -> Atoms:
         """``apples , pears and onions``: things of one place."""
