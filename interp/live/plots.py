@@ -164,6 +164,7 @@ def lens_figure(source: LensDigest | Iterable[Event], *, dark: bool = False) -> 
     curves.set_ylim(top=1.02)
     if digest.curves:
         curves.set_xscale("log")
+        curves.tick_params(axis="x", which="minor", labelbottom=False)
 
     _label(scores, "Scores", "lenses by score", "2·AUROC − 1, 95 % interval", theme)
     rows = [r for r in digest.rows.values() if r["score"] is not None]
