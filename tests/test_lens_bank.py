@@ -172,8 +172,8 @@ def test_continuations_depend_on_the_prompt_alone(model, some):
         i, j = int(a.index([sample])[0]), int(b.index([sample])[0])
         assert a.reply(i) == b.reply(j)
         torch.testing.assert_close(
-            a.take(torch.tensor([i]), response=True),
-            b.take(torch.tensor([j]), response=True),
+            a.take(torch.tensor([i]), "replies"),
+            b.take(torch.tensor([j]), "replies"),
             rtol=1e-4,
             atol=1e-5,
         )

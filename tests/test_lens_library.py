@@ -71,12 +71,40 @@ def test_text_tensor_and_activations_agree(lenses, acts):
 
 def test_top(lenses, acts):
     table = lenses.top(TEXT, 2)
-    scores = lenses.score(TEXT)
+    logits = lenses.score(TEXT)
     first = table[table["rank"] == 1]
-    assert first.concept.tolist() == [lenses.ids[i] for i in scores.argmax(1).tolist()]
-    np.testing.assert_allclose(first.logit, scores.amax(1), rtol=1e-4)
-    np.testing.assert_allclose(first.probability, torch.sigmoid(scores.amax(1)), rtol=1e-3)
+    strength = lenses.strength(logits)
+    assert first.concept.tolist() == [lenses.ids[i] for i in strength.argmax(1).tolist()]
+    np.testing.assert_allclose(first.strength, strength.amax(1), rtol=1e-4)
+    columns = [lenses.ids.index(c) for c in first.concept]
+    np.testing.assert_allclose(first.logit, logits[torch.arange(len(logits)), columns], rtol=1e-4)
     assert table.token.tolist()[::2] == acts.tokens(0)
+
+
+def test_a_lens_is_strong_where_its_concept_is(lenses, model):
+    """At the word itself, over all words of a leaf, beside the words of its siblings."""
+    strengths = {}
+    for leaf in ("bird", "fish", "insect"):
+        texts = [f"the boy saw a {word} near the park" for word in lens_world.LEAVES[leaf].split()]
+        acts = capture(model, texts, sites=[SITE])
+        at = acts.offsets[:-1] + 5  # <s> the boy saw a WORD
+        strengths[leaf] = lenses.strength(lenses.score(acts))[at].mean(dim=0)
+    for leaf, own in strengths.items():
+        k = lenses.ids.index(leaf)
+        assert float(own[k]) > 0.5 + max(float(v[k]) for o, v in strengths.items() if o != leaf)
+
+
+def test_strength_is_measured_in_tokens_without_the_concept(lenses):
+    known = lenses.negatives["token"]
+    for k in range(len(lenses)):
+        own = known[k][~torch.isnan(known[k])]
+        logits = torch.zeros(len(own), len(lenses))
+        logits[:, k] = own
+        strength = lenses.strength(logits)[:, k]
+        assert float(strength.quantile(0.5)) == pytest.approx(0, abs=0.05)
+        assert 0.03 < float((strength > 1).float().mean()) < 0.07
+        # Tokens spread wider than texts: a threshold of one does not serve for the other.
+        assert lenses[lenses.ids[k]].threshold(0.1) != lenses[lenses.ids[k]].threshold(0.1, per="text")
 
 
 def test_activations_of_something_else_are_refused(lenses, acts, model):
@@ -122,14 +150,31 @@ def test_thresholds_keep_the_false_positive_rate(model):
         fresh = [s for c in others for s in samples.positives(c, "test")]
         bank.ensure(fresh)
         logits = lenses[concept].score(bank.take(bank.index(fresh)), site=SITE)
-        rates.append(float((logits > lenses[concept].threshold(0.1)).float().mean()))
+        rates.append(float((logits > lenses[concept].threshold(0.1, per="text")).float().mean()))
         assert lenses[concept].threshold(0.05) >= lenses[concept].threshold(0.1)
     assert 0.03 < np.mean(rates) < 0.16, rates
+
+
+def test_token_thresholds_keep_the_rate_of_tokens(model):
+    pack = lens_world.pack(140)
+    lenses = train_lenses(model, pack, site=SITE, growth=(40,))
+    samples = Samples(pack)
+    rates = []
+    for concept in ("bird", "fish", "car", "boat"):
+        others = [c for c in lens_world.LEAVES if c != concept]
+        fresh = [s.filler for c in others for s in samples.positives(c, "test")[:30]]
+        acts = capture(model, fresh, sites=[SITE])
+        content = acts.token_ids != model.tokenizer.bos_token_id
+        logits = lenses[concept].score(acts)[content]
+        rates.append(float((logits > lenses[concept].threshold(0.1)).float().mean()))
+    assert 0.05 < np.mean(rates) < 0.17, rates
 
 
 def test_thresholds_that_cannot_be_found(lenses):
     with pytest.raises(ValueError, match="cannot resolve a false-positive rate of 1e-05"):
         lenses["bird"].threshold(1e-5)
+    with pytest.raises(ValueError, match="per must be"):
+        lenses["bird"].threshold(0.1, per="word")
     with pytest.raises(ValueError, match="between 0 and 1"):
         lenses["bird"].threshold(0)
 
@@ -153,10 +198,10 @@ def test_html_is_escaped(model, lenses):
         lenses.highlight(TEXT, "zebra")
 
 
-def test_highlight_shows_the_probabilities(lenses):
+def test_highlight_shows_the_strengths(lenses):
     shown = lenses.highlight(TEXT, "bird")
-    expected = torch.sigmoid(lenses["bird"].score(TEXT))
-    np.testing.assert_allclose(shown.probabilities, expected, rtol=1e-4)
+    expected = lenses.strength(lenses.score(TEXT))[:, lenses.ids.index("bird")]
+    np.testing.assert_allclose(shown.strengths, expected, rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------ steering

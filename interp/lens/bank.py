@@ -79,8 +79,8 @@ class Bank:
         Over the tokens of the example in its template (``span``, a mean), over the whole prompt, or its last
         token. Special tokens (BOS, padding …) never count.
     continuation : int
-        Tokens to generate behind each prompt. Their mean is a second row of the prompt (``take(...,
-        response=True)``).
+        Tokens to generate behind each prompt. Their mean is a second row of the prompt (kind ``replies``
+        of `take`).
     temperature : float
         Of the continuation; draws depend on `seed` and the prompt alone, not on order or batch.
     seed : int
@@ -134,10 +134,10 @@ class Bank:
         self.seconds = 0.0
         self._index: dict[bytes, int] = {}
         self._rows: dict[tuple[str, int, int], int] = {}
-        self._blocks: list[tuple[Tensor, Tensor | None]] = []  # rows, response rows
-        self._whole: tuple[Tensor, Tensor | None] | None = None
+        self._blocks: list[dict[str, Tensor]] = []  # each has "rows", "tokens" and maybe "replies"
         self._replies: list[str] = []
         self.identity = {
+            "version": 2,
             "model": model.name,
             "revision": model.revision,
             "weights": model.fingerprint,  # of the values in their dtype
@@ -174,17 +174,22 @@ class Bank:
             raise KeyError(f"{sum(f is None for f in found)} of {len(found)} samples are not in the bank")
         return torch.tensor(found, dtype=torch.int64)
 
-    def take(self, index: Tensor, *, response: bool = False) -> Tensor:
-        """Rows by number, float32 ``[*index.shape, width]``; of the continuations with `response`."""
-        if self._whole is None or len(self._blocks) > 1:
-            rows = torch.cat([b[0] for b in self._blocks])
-            replies = [b[1] for b in self._blocks if b[1] is not None]
-            self._whole = rows, torch.cat(replies) if replies else None
-            self._blocks = [self._whole]
-        chosen = self._whole[1] if response else self._whole[0]
-        if chosen is None:
-            raise ValueError("this bank holds no continuations; make it with continuation > 0")
-        return chosen[index]
+    def take(self, index: Tensor, kind: str = "rows") -> Tensor:
+        """Rows by number, float32 ``[*index.shape, width]``.
+
+        Parameters
+        ----------
+        index : int64 tensor
+            From `index`.
+        kind : {"rows", "tokens", "replies"}
+            The pooled prompt; one of its pooled tokens, drawn by a hash of the text (kept in bfloat16, for
+            the spread of single tokens); the mean over its continuation.
+        """
+        if len(self._blocks) > 1:
+            self._blocks = [{k: torch.cat([b[k] for b in self._blocks]) for k in self._blocks[0]}]
+        if not self._blocks or kind not in self._blocks[0]:
+            raise ValueError(f"this bank holds no {kind}; continuations need continuation > 0")
+        return self._blocks[0][kind][index].float()
 
     def reply(self, row: int) -> str:
         """Text of the continuation of a row ("" without continuations)."""
@@ -307,12 +312,12 @@ class Bank:
             chosen = mask[at]
         repeated = rows if len(at) == len(rows) else rows[at]
         pooled = pool(repeated, offsets, chosen, self.pooling)
-        answers: Tensor | None = None
+        block = {"rows": pooled, "tokens": _one_token(repeated, offsets, chosen, keys)}
         texts: list[str] = []
         if self.continuation:
             # A response of nothing but an end token is pooled over that.
             said = _at_least_one(~given & content, ~given, acts.offsets)
-            answers = pool(rows, acts.offsets, said, "mean")[owners]
+            block["replies"] = pool(rows, acts.offsets, said, "mean")[owners]
             for i in owners.tolist():
                 part = slice(int(acts.offsets[i]), int(acts.offsets[i + 1]))
                 texts.append(self.model.tokenizer.decode(ids[part][~given[part]], skip_special_tokens=True))
@@ -323,8 +328,8 @@ class Bank:
                 f"first {samples[bad[0]].text!r}; load the model in bfloat16 or float32"
             )
         if self.folder is not None:
-            self._write(keys, pooled, answers, texts)
-        self._add(keys, pooled, answers, texts)
+            self._write(keys, block, texts)
+        self._add(keys, block, texts)
 
     @staticmethod
     def _spans(samples: list[Sample], encoded: list[dict[str, Any]], offsets: Tensor) -> Tensor:
@@ -359,26 +364,22 @@ class Bank:
         span = f"{sample.start}:{sample.stop}" if self.pooling == "span" else ""
         return hashlib.sha256(f"{span}\x1f{sample.text}".encode()).digest()[:16]
 
-    def _add(self, keys: Sequence[bytes], rows: Tensor, answers: Tensor | None, texts: Sequence[str]) -> None:
+    def _add(self, keys: Sequence[bytes], block: dict[str, Tensor], texts: Sequence[str]) -> None:
         kept = [i for i, key in enumerate(keys) if key not in self._index]
         for i in kept:
             self._index[keys[i]] = len(self._index)
         if kept:
-            self._blocks.append((rows[kept], None if answers is None else answers[kept]))
+            self._blocks.append({name: t[kept] for name, t in block.items()})
             self._replies += [texts[i] for i in kept] if texts else []
 
     # ------------------------------------------------------------------ the folder
 
-    def _write(self, keys: list[bytes], rows: Tensor, answers: Tensor | None, texts: list[str]) -> None:
+    def _write(self, keys: list[bytes], block: dict[str, Tensor], texts: list[str]) -> None:
         from safetensors.torch import save_file
 
         assert self.folder is not None
-        tensors = {
-            "rows": rows.contiguous(),
-            "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, 16),
-        }
-        if answers is not None:
-            tensors["replies"] = answers.contiguous()
+        tensors = {name: t.contiguous() for name, t in block.items()}
+        tensors["keys"] = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, 16)
         name = f"{len(self._index):08d}-{uuid.uuid4().hex[:8]}.safetensors"
         draft = self.folder / f".{name}.tmp"
         save_file(tensors, draft, metadata={"texts": json.dumps(texts)})
@@ -392,15 +393,24 @@ class Bank:
             try:
                 with safe_open(file, framework="pt") as f:
                     keys = [bytes(k) for k in f.get_tensor("keys").numpy()]
-                    rows = f.get_tensor("rows")
-                    answers = f.get_tensor("replies") if "replies" in f.keys() else None  # noqa: SIM118
+                    kinds = ["rows", "tokens", *(["replies"] if self.continuation else [])]
+                    block = {kind: f.get_tensor(kind) for kind in kinds}
                     texts = json.loads(f.metadata()["texts"])
             except (SafetensorError, OSError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"the bank's shard {file} is damaged ({error}); delete it, its prompts are then run again"
                 ) from error
-            self._add(keys, rows, answers, texts)
+            self._add(keys, block, texts)
         self.n_loaded = len(self._index)
+
+
+def _one_token(rows: Tensor, offsets: Tensor, mask: Tensor, keys: Sequence[bytes]) -> Tensor:
+    """One of the masked rows of each prompt, drawn by its key, bfloat16."""
+    owner = torch.repeat_interleave(torch.arange(len(keys)), offsets.diff())
+    counts = torch.bincount(owner[mask], minlength=len(keys))
+    drawn = torch.tensor([int.from_bytes(key[:6], "big") for key in keys]) % counts
+    at = mask.nonzero()[:, 0][counts.cumsum(0) - counts + drawn]
+    return rows[at].to(torch.bfloat16)
 
 
 def _at_least_one(mask: Tensor, fallback: Tensor, offsets: Tensor) -> Tensor:

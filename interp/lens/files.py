@@ -26,7 +26,8 @@ def save(lenses: Lenses, folder: str | os.PathLike[str]) -> Path:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: getattr(lenses, name) for name in ("weight", "bias", "mean", "scale", "negatives")}
+    tensors = {name: getattr(lenses, name) for name in ("weight", "bias", "mean", "scale")}
+    tensors |= {f"negatives.{k}": v for k, v in lenses.negatives.items()}
     tensors |= {f"mlp.{k}": v for k, v in (lenses.mlp or {}).items()}
     name = f"lenses-{uuid.uuid4().hex[:12]}.safetensors"
     draft = folder / f".{name}.tmp"
@@ -80,7 +81,7 @@ def load(folder: str | os.PathLike[str]) -> Lenses:
             tensors["bias"],
             tensors["mean"],
             tensors["scale"],
-            tensors["negatives"],
+            {k.removeprefix("negatives."): v for k, v in tensors.items() if k.startswith("negatives.")},
             content["meta"],
             mlp=mlp or None,
         )

@@ -29,7 +29,7 @@ def rows_of(bank: Bank, samples: Sequence[Sample]) -> Tensor:
     index = bank.index(samples)
     rows = [bank.take(index)]
     if bank.continuation:
-        rows.append(bank.take(index, response=True))
+        rows.append(bank.take(index, "replies"))
     return torch.stack(rows, dim=1)
 
 
@@ -102,14 +102,16 @@ class Job:
         """Logit of each sample (the mean of its prompt's and its continuation's), float64 ``[n]``."""
         if not samples:
             return np.zeros(0)
-        z = standardise(rows_of(bank, samples), self.mean, self.scale)
+        return self.apply(rows_of(bank, samples)).mean(dim=1).double().numpy()
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """Logits of rows as captured, ``[...]`` for rows of shape ``[..., width]``."""
+        z = standardise(rows, self.mean, self.scale)
         if self.mlp is None:
             assert self.w is not None
-            f = z @ self.w + self.b
-        else:
-            hidden = torch.relu(z @ self.mlp["up"] + self.mlp["shift"])
-            f = hidden @ self.mlp["down"] + self.mlp["bias"]
-        return f.mean(dim=1).double().numpy()
+            return z @ self.w + self.b
+        hidden = torch.relu(z @ self.mlp["up"] + self.mlp["shift"])
+        return hidden @ self.mlp["down"] + self.mlp["bias"]
 
     def rescale(self, slope: float, intercept: float) -> None:
         """Replace the logit f by slope · f + intercept."""

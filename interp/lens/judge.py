@@ -184,13 +184,21 @@ class Judge:
 
     # ------------------------------------------------------------------ thresholds
 
-    def negatives(self, jobs: Sequence[Job], most: int = 1000) -> list[Tensor]:
-        """Sorted logits of each lens on calibration texts (of all lenses) that do not show its concept."""
+    def negatives(self, jobs: Sequence[Job], most: int = 1000) -> list[dict[str, Tensor]]:
+        """Sorted logits of each lens on calibration texts (of all lenses) that do not show its concept.
+
+        Per lens, those of whole texts (``"text"``) and those of one token of each (``"token"``): single
+        tokens spread wider than the means that a lens is trained on, so they have thresholds of their own.
+        """
         every = sorted(self._calibrate.values(), key=lambda s: seed_of(self.seed, s.text))
         out = []
         for job in jobs:
             clean = self.samples.excludes(job.concept.id)
             chosen = [s for s in every if clean(s)][:most]
-            logits = job.logits(self.bank, chosen) if chosen else np.zeros(0)
-            out.append(torch.from_numpy(np.sort(logits)).float())
+            if not chosen:
+                out.append({"text": torch.zeros(0), "token": torch.zeros(0)})
+                continue
+            tokens = job.apply(self.bank.take(self.bank.index(chosen), "tokens"))
+            texts = torch.from_numpy(job.logits(self.bank, chosen)).float()
+            out.append({"text": texts.sort().values, "token": tokens.sort().values})
         return out

@@ -49,8 +49,9 @@ class Lenses:
     bias : tensor, shape (n_lenses,)
     mean, scale : tensors, shape (width,)
         Rows are standardised as (x − mean) / scale.
-    negatives : tensor, shape (n_lenses, m)
-        Sorted logits of texts that do not show the concept (calibration split), NaN behind the last.
+    negatives : dict of tensors, shape (n_lenses, m)
+        Sorted logits of texts that do not show the concept (calibration split), NaN behind the last: of whole
+        texts (``text``) and of one token of each (``token``).
     meta : dict
         Model, site, pooling, pack, parameters and history of the training.
     model : Model, optional
@@ -71,7 +72,7 @@ class Lenses:
         bias: Tensor,
         mean: Tensor,
         scale: Tensor,
-        negatives: Tensor,
+        negatives: dict[str, Tensor],
         meta: dict[str, Any],
         *,
         model: Model | None = None,
@@ -296,27 +297,52 @@ class Lenses:
                 "for that model"
             )
 
+    def strength(self, logits: Tensor) -> Tensor:
+        """Logits of tokens, made comparable between lenses.
+
+        A lens is trained and calibrated on whole texts; single tokens spread wider, each lens differently.
+
+        Parameters
+        ----------
+        logits : tensor, shape (n_tokens, n_lenses)
+            From `score`.
+
+        Returns
+        -------
+        tensor, shape (n_tokens, n_lenses)
+            0 is the median and 1 the 95th percentile of tokens of texts that do not show the concept. Where
+            none were kept (a stopped training), the logit itself.
+        """
+        known = self.negatives.get("token", torch.zeros(len(self), 0))
+        if known.shape[1] == 0:
+            return logits
+        middle, high = torch.nanquantile(known, torch.tensor([0.5, 0.95]), dim=1)
+        middle, width = middle.nan_to_num(0.0), (high - middle).nan_to_num(1.0).clamp_min(1e-6)
+        return (logits - middle.to(logits.device)) / width.to(logits.device)
+
     def top(
         self, x: str | Sequence[str] | Activations, k: int = 3, *, model: Model | None = None
     ) -> pd.DataFrame:
-        """The `k` strongest lenses of every token.
+        """The `k` strongest lenses of every token, by `strength`.
 
         Returns
         -------
         DataFrame
-            Columns prompt (number), position, token, rank (from 1), concept, term, grade, logit, probability.
+            Columns prompt (number), position, token, rank (from 1), concept, term, grade, logit, strength.
         """
         import pandas as pd
 
         acts: Any = x if hasattr(x, "meta") else self._capture(x, model)
-        values, best = self.score(acts).topk(min(k, len(self)), dim=1)
+        logits = self.score(acts)
+        strength = self.strength(logits)
+        best = strength.topk(min(k, len(self)), dim=1).indices
         rows = []
         for p in range(acts.n_prompts):
             start = int(acts.offsets[p])
             for position, token in enumerate(acts.tokens(p)):
                 for rank in range(best.shape[1]):
-                    report = self._report[self.ids[int(best[start + position, rank])]]
-                    logit = float(values[start + position, rank])
+                    column = int(best[start + position, rank])
+                    report = self._report[self.ids[column]]
                     rows.append(
                         {
                             "prompt": p,
@@ -326,8 +352,8 @@ class Lenses:
                             "concept": report.concept,
                             "term": report.term,
                             "grade": report.grade,
-                            "logit": logit,
-                            "probability": float(torch.sigmoid(torch.tensor(logit))),
+                            "logit": float(logits[start + position, column]),
+                            "strength": float(strength[start + position, column]),
                         }
                     )
         return pd.DataFrame(rows)
@@ -343,15 +369,15 @@ class Lenses:
         from interp.lens.show import Highlight
 
         acts = self._capture(text, model)
-        logits = self.score(acts)
+        strength = self.strength(self.score(acts))
         if concept is not None:
             self[concept]  # a KeyError that says what there is
-            columns = [self._column[concept]] * len(logits)
+            columns = [self._column[concept]] * len(strength)
         else:
-            columns = logits.argmax(dim=1).tolist()
-        chosen = logits[torch.arange(len(logits)), torch.tensor(columns)]
+            columns = strength.argmax(dim=1).tolist()
+        chosen = strength[torch.arange(len(strength)), torch.tensor(columns)]
         named = [self._report[self.ids[c]] for c in columns]
-        return Highlight(acts.tokens(0), torch.sigmoid(chosen).tolist(), named)
+        return Highlight(acts.tokens(0), chosen.tolist(), named)
 
     # ------------------------------------------------------------------ joining, saving
 
@@ -398,11 +424,14 @@ class Lenses:
         if ups:
             mlp = {"up": torch.cat(ups), "shift": torch.cat(shifts)}
             mlp |= {name: torch.cat([p.mlp[name] for p in parts if p.mlp]) for name in ("down", "bias")}
-        longest = max(p.negatives.shape[1] for p in parts)
-        padded = [
-            torch.nn.functional.pad(p.negatives, (0, longest - p.negatives.shape[1]), value=math.nan)
-            for p in parts
-        ]
+        lines = {
+            kind: [row for p in parts if len(p) for row in p.negatives[kind]] for kind in ("text", "token")
+        }
+        negatives = {
+            kind: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=math.nan)
+            for kind, rows in lines.items()
+            if rows
+        }
         meta = {**first.meta, "history": [h for p in parts for h in p.meta.get("history", [])]}
         return cls(
             [r for p in parts for r in p.reports],
@@ -410,7 +439,7 @@ class Lenses:
             torch.cat(biases),
             first.mean,
             first.scale,
-            torch.cat(padded),
+            negatives,
             meta,
             model=first.model,
             mlp=mlp,

@@ -58,13 +58,15 @@ class Lens:
         """Logits of this lens, ``[n_tokens]``; arguments as `Lenses.score`."""
         return self._lenses.score(x, **kwargs)[:, self._k]
 
-    def threshold(self, fpr: float) -> float:
-        """The logit above which at most a share `fpr` of texts without the concept lies.
+    def threshold(self, fpr: float, *, per: str = "token") -> float:
+        """The logit above which at most a share `fpr` of what does not show the concept lies.
 
         Parameters
         ----------
         fpr : float
             Between 0 and 1.
+        per : {"token", "text"}
+            For the logits of single tokens, as `score` gives them, or of texts pooled as in the training.
 
         Raises
         ------
@@ -78,7 +80,9 @@ class Lens:
         """
         if not 0 < fpr < 1:
             raise ValueError(f"fpr must be between 0 and 1, got {fpr}")
-        known = self._lenses.negatives[self._k]
+        if per not in ("token", "text"):
+            raise ValueError(f"per must be 'token' or 'text', got {per!r}")
+        known = self._lenses.negatives[per][self._k]
         known = known[~torch.isnan(known)]
         rank = math.ceil((1 - fpr) * (len(known) + 1) - 1e-9)
         if rank > len(known):

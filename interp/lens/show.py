@@ -13,33 +13,34 @@ __all__ = ["Highlight", "lenses_html"]
 
 
 class Highlight:
-    """Tokens coloured by a probability each; shows itself in a notebook.
+    """Tokens coloured by the strength of a lens each; shows itself in a notebook.
 
     Parameters
     ----------
     tokens : list of str
-    probabilities : list of float
+    strengths : list of float
+        See `Lenses.strength`: 1 is exceeded by 5 % of the tokens of texts without the concept.
     reports : list of LensReport
         Of the lens behind each colour; its name and grade are the tooltip.
     """
 
     def __init__(
-        self, tokens: Sequence[str], probabilities: Sequence[float], reports: Sequence[LensReport]
+        self, tokens: Sequence[str], strengths: Sequence[float], reports: Sequence[LensReport]
     ) -> None:
-        self.tokens, self.probabilities, self.reports = list(tokens), list(probabilities), list(reports)
+        self.tokens, self.strengths, self.reports = list(tokens), list(strengths), list(reports)
 
     def __repr__(self) -> str:
         return " ".join(
-            f"{t}({r.term} {p:.2f})" if p >= 0.5 else t
-            for t, p, r in zip(self.tokens, self.probabilities, self.reports, strict=True)
+            f"{t}({r.term} {s:.1f})" if s >= 1 else t
+            for t, s, r in zip(self.tokens, self.strengths, self.reports, strict=True)
         )
 
     def _repr_html_(self) -> str:
         spans = []
-        for token, p, report in zip(self.tokens, self.probabilities, self.reports, strict=True):
-            # Transparent below one half; a translucent colour reads on light and dark pages alike.
-            alpha = max(0.0, 2 * p - 1) * 0.75
-            title = html.escape(f"{report.term} ({report.grade}): {p:.2f}", quote=True)
+        for token, strength, report in zip(self.tokens, self.strengths, self.reports, strict=True):
+            # Nothing below 1, full from 3; a translucent colour reads on light and dark pages alike.
+            alpha = min(max((strength - 1) / 2, 0.0), 1.0) * 0.75
+            title = html.escape(f"{report.term} ({report.grade}): {strength:.1f}", quote=True)
             shown = html.escape(token.replace("Ġ", " ").replace("▁", " ").removeprefix("##"))
             spans.append(
                 f'<span title="{title}" style="background:rgba(255,140,0,{alpha:.2f});border-radius:3px;'

@@ -450,30 +450,24 @@ class _Training:
         }
         reports = [j.report() for j in self.jobs]
         if not fitted:
-            width = model.width
-            empty = (
-                torch.zeros(0, width),
-                torch.zeros(0),
-                torch.zeros(width),
-                torch.ones(width),
-                torch.zeros(0, 0),
-            )
-            return Lenses(reports, *empty, {**meta, "typical_norm": float("nan")}, model=model)
+            flat = torch.zeros(model.width)
+            return Lenses(reports, torch.zeros(0, model.width), torch.zeros(0), flat, flat + 1, {}, meta)
         meta["typical_norm"] = self.typical_norm
         root = len(self.mean) ** 0.5
-        weight = torch.stack([j.w for j in fitted if j.w is not None]) / root
         heads = [j.mlp for j in fitted if j.mlp is not None]
-        negatives = self.judge.negatives([j for j in fitted if j.test_labels.size])
-        graded = iter(negatives)
-        lines = [next(graded) if j.test_labels.size else torch.zeros(0) for j in fitted]
+        lines = self.judge.negatives(fitted)
         return Lenses(
             reports,
-            weight,
+            torch.stack([j.w for j in fitted if j.w is not None]) / root,
             torch.tensor([j.b for j in fitted]),
             self.mean,
             self.scale,
-            torch.nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=float("nan")),
+            {kind: _padded([line[kind] for line in lines]) for kind in ("text", "token")},
             meta,
             model=model,
             mlp={k: torch.stack([h[k] for h in heads]) for k in heads[0]} if heads else None,
         )
+
+
+def _padded(lines: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=float("nan"))

@@ -1,6 +1,7 @@
 """The bank beside the bare forward passes of the same batches: ``python tests/bench/lens_bank.py``.
 
-Both sides run the same prompts in the same padded batches, in turn. The bank also tokenises, copies rows, pools and hashes.
+Both sides run the same prompts in the same padded batches, in turn. The bank also copies rows, pools and
+hashes.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def main() -> None:
                 times[name].append(time.perf_counter() - start)
     ratios = np.array(times["bank"]) / np.array(times["bare"])
     print(
-        f"{len(chosen)} prompts: bare {np.median(times['bare']):.2f} s, bank {np.median(times['bank']):.2f} s, "
-        f"ratio {np.median(ratios):.3f} [{ratios.min():.3f}, {ratios.max():.3f}]"
+        f"{len(chosen)} prompts: bare {np.median(times['bare']):.2f} s, "
+        f"bank {np.median(times['bank']):.2f} s, ratio {np.median(ratios):.3f} [{ratios.min():.3f}, {ratios.max():.3f}]"
     )
 
 

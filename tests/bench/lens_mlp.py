@@ -1,11 +1,12 @@
 """Lenses beside one MLP at a time, on the same bank: ``python tests/bench/lens_mlp.py [--quick]``.
 
-The baseline is written from what is known of the published trainer: an MLP d → 128 → 64 → 1 with dropout 0.2, binary
-cross-entropy, AdamW at 1e-3, 50 full-batch epochs, one concept after the other. Both sides read the same rows and train on
-the same samples; both are judged by AUROC on the same held-out samples. The lenses' time includes the choice of λ by
-cross-validation.
+The baseline is written from what is known of the published trainer: an MLP d → 128 → 64 → 1 with dropout
+0.2, binary cross-entropy, AdamW at 1e-3, 50 full-batch epochs, one concept after the other. Both sides read
+the same rows and train on the same samples; both are judged by AUROC on the same held-out samples. The lenses'
+time includes the choice of λ by cross-validation.
 
-Two settings: rows made up at the width of a 4B model (2,560) with 40 samples a concept, and the shipped model and pack.
+Two settings: rows made up at the width of a 4B model (2,560) with 40 samples a concept, and the shipped model
+and pack.
 """
 
 from __future__ import annotations
@@ -24,9 +25,8 @@ from interp.lens import grade as g
 def mlp_one_at_a_time(x: torch.Tensor, y: torch.Tensor, test: torch.Tensor) -> np.ndarray:
     """Train on one concept's rows, return the logits of its test rows."""
     d = x.shape[1]
-    net = nn.Sequential(
-        nn.Linear(d, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 1)
-    )
+    hidden = [nn.Linear(d, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, 64), nn.ReLU(), nn.Dropout(0.2)]
+    net = nn.Sequential(*hidden, nn.Linear(64, 1))
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
     for _ in range(50):
         optimiser.zero_grad()
@@ -49,7 +49,8 @@ def all_lenses(
         labels = y[i : i + batch]
         gram = z @ z.transpose(1, 2)
         weight = torch.ones_like(labels)
-        lam = fit.choose_lambda(gram, labels, weight, masks[0].expand(len(z), -1, -1), masks[1].expand(len(z), -1, -1))
+        training, held = (m.expand(len(z), -1, -1) for m in masks)
+        lam = fit.choose_lambda(gram, labels, weight, training, held)
         coef, b = fit.solve(z, labels, weight, lam, tol=1e-4)
         w = fit.weights(coef, z)
         w = w / (scale * w.shape[1] ** 0.5)  # for rows as they are: nothing as large as the test rows is made
@@ -127,12 +128,15 @@ def compare(name: str, data: tuple[torch.Tensor, ...], baseline: int, repeats: i
     areas = [float(g.auroc(a, labels[: len(a)]).mean()) for a in (mlp, lens[:n_mlp])]
     print(
         f"{name}: {len(x)} concepts, {x.shape[1]} samples, width {x.shape[2]}\n"
-        f"  one MLP at a time  {1e3 * np.median(slow):8.2f} ms a lens [{1e3 * min(slow):.2f}, {1e3 * max(slow):.2f}]"
-        f"  held-out AUROC {areas[0]:.4f}\n"
-        f"  all lenses         {1e3 * np.median(fast):8.2f} ms a lens [{1e3 * min(fast):.2f}, {1e3 * max(fast):.2f}]"
-        f"  held-out AUROC {areas[1]:.4f}   {ratio:.0f}×"
+        f"  one MLP at a time {_range(slow)}, held-out AUROC {areas[0]:.4f}\n"
+        f"  all lenses        {_range(fast)}, held-out AUROC {areas[1]:.4f}: {ratio:.0f}×"
     )
     return ratio
+
+
+def _range(seconds: list[float]) -> str:
+    low, middle, high = (1e3 * v for v in (min(seconds), float(np.median(seconds)), max(seconds)))
+    return f"{middle:8.2f} ms a lens [{low:.2f}, {high:.2f}]"
 
 
 def main() -> None:
