@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from interp.capture.model import Model, wrap
 from interp.lens.concepts import ConceptPack
@@ -63,7 +63,7 @@ def concept(id: str, parents: list[str], level: int, positive: list = (), negati
     }
 
 
-def model(seed: int = 0, width: int = 48, dtype: torch.dtype = torch.float32) -> Model:
+def tokenizer() -> PreTrainedTokenizerFast:
     words = sorted(
         {
             *" ".join([*LEAVES.values(), *SUBJECTS, *VERBS, *PLACES]).split(),
@@ -90,11 +90,30 @@ def model(seed: int = 0, width: int = 48, dtype: torch.dtype = torch.float32) ->
     backend = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
     backend.pre_tokenizer = Whitespace()
     backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+def encoder(width: int = 48) -> Model:
+    """A random BERT over the same words."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer()),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=64,
     )
+    hf = BertModel(config)
+    hf.embeddings.word_embeddings.weight.data *= 8
+    return wrap(hf, tokenizer(), name="encoder")
+
+
+def model(seed: int = 0, width: int = 48, dtype: torch.dtype = torch.float32) -> Model:
+    words = tokenizer()
     config = LlamaConfig(
-        vocab_size=len(vocab),
+        vocab_size=len(words),
         hidden_size=width,
         intermediate_size=2 * width,
         num_hidden_layers=3,
@@ -110,4 +129,4 @@ def model(seed: int = 0, width: int = 48, dtype: torch.dtype = torch.float32) ->
     # What a token is should weigh more than what stands before it, as in a trained model.
     hf.model.embed_tokens.weight.data *= 8
     hf = hf.to(dtype)
-    return wrap(hf, tokenizer, name="world")
+    return wrap(hf, words, name="world")

@@ -371,3 +371,16 @@ def test_continuations_are_rows_of_their_prompts_group(model):
     assert bird.n_test_positive == 14  # groups, not rows
     assert np.isfinite(bird.score)
     assert np.isfinite(bird.score_text)
+
+
+def test_an_encoder():
+    """No next token, so no continuation and no loss under steering; everything else as ever."""
+    encoder = lens_world.encoder()
+    lenses = train_lenses(encoder, lens_world.pack(), site=SITE)
+    assert sum(r.grade in "AB" for r in lenses.reports) >= 6
+    best = max((r for r in lenses.reports if r.grade == "A"), key=lambda r: r.score_low)
+    dose = lenses[best.concept].dose_response(encoder, lens_world.sentences("bird", 4), scales=(0.2,))
+    assert dose.loss.isna().all()
+    assert dose[(dose.direction == "lens") & (dose.scale > 0)].logit_change.item() > 0
+    with pytest.raises(ValueError, match="is an encoder and cannot continue"):
+        train_lenses(encoder, lens_world.pack(), site=SITE, continuation=3)

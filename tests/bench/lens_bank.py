@@ -58,7 +58,8 @@ def main() -> None:
     ratios = np.array(times["bank"]) / np.array(times["bare"])
     print(
         f"{len(chosen)} prompts: bare {np.median(times['bare']):.2f} s, "
-        f"bank {np.median(times['bank']):.2f} s, ratio {np.median(ratios):.3f} [{ratios.min():.3f}, {ratios.max():.3f}]"
+        f"bank {np.median(times['bank']):.2f} s, "
+        f"ratio {np.median(ratios):.3f} [{ratios.min():.3f}, {ratios.max():.3f}]"
     )
 
 
