@@ -173,6 +173,26 @@ def test_a_pack_of_nonsense_earns_nothing(model):
     assert letters["A"] + letters["B"] <= 1, letters
 
 
+def test_shuffled_scores_spread_as_luck_does(model, bank):
+    """Shuffling the training labels alone would not do: a random direction separates true classes by accident."""
+    found = []
+    for seed in range(8):
+        lenses = train_lenses(
+            model,
+            lens_world.pack(60, seed),
+            site=SITE,
+            bank=bank,
+            seed=seed,
+            growth=(40,),
+            concepts=list(lens_world.LEAVES),
+        )
+        found += [r.score_shuffled for r in lenses.reports]
+    n, m = lenses.reports[0].n_test_positive, lenses.reports[0].n_test_negative
+    luck = 2 * np.sqrt((n + m + 1) / (12 * n * m))
+    assert abs(np.mean(found)) < 3 * luck / np.sqrt(len(found))
+    assert 0.6 * luck < np.std(found) < 1.3 * luck
+
+
 # ------------------------------------------------------------------------------ growth and its end
 
 

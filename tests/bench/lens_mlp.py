@@ -1,9 +1,9 @@
 """Lenses beside one MLP at a time, on the same bank: ``python tests/bench/lens_mlp.py [--quick]``.
 
 The baseline is written from what is known of the published trainer: an MLP d → 128 → 64 → 1 with dropout
-0.2, binary cross-entropy, AdamW at 1e-3, 50 full-batch epochs, one concept after the other. Both sides
-read the same rows and train on the same samples; both are judged by AUROC on the same held-out samples. The time of
-the lenses includes the choice of λ by cross-validation.
+0.2, binary cross-entropy, AdamW at 1e-3, 50 full-batch epochs, one concept after the other. Both sides read
+the same rows, train on the same samples and are judged by AUROC on the same held-out samples. The time of the
+lenses includes the choice of λ by cross-validation.
 
 Two settings: rows made up at the width of a 4B model (2,560) with 40 samples a concept, and the shipped model
 and pack.
