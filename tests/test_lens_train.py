@@ -174,7 +174,7 @@ def test_a_pack_of_nonsense_earns_nothing(model):
 
 
 def test_shuffled_scores_spread_as_luck_does(model, bank):
-    """Shuffling the training labels alone would not do: a random direction separates true classes by accident."""
+    """Shuffling training labels alone would not do: a random direction separates true classes by accident."""
     found = []
     for seed in range(8):
         lenses = train_lenses(
