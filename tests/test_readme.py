@@ -26,7 +26,7 @@ def test_the_examples_of_the_readme_run():
             if inspect.iscoroutine(result):
                 await result
 
-    asyncio.run(run_all())
+    asyncio.run(asyncio.wait_for(run_all(), timeout=240))  # a run left paused would never end
     assert names["acts"].n_prompts == 2
     assert names["probe"].coef_.shape == (2048, 151)
     assert names["run"].state == "done"
