@@ -17,7 +17,7 @@ from interp.tiny import concept_pack_path, grammar, prose
 from interp.tiny.grammar import GROUPS, LEAF, LEAVES, NOUNS, Atoms, Leaf, Noun
 
 #: Positive and as many negative examples per concept in the shipped pack.
-N_EXAMPLES = 20
+N_EXAMPLES = 60
 #: Of the negatives: half from sister classes, a quarter from the same root, a quarter from anywhere.
 _NEAR, _COUSIN = 0.5, 0.75
 
