@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.events import Event, JsonlLog
-from interp.report import Report
+from interp.report import Report, Table
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -55,26 +55,6 @@ TRAITS = {
     "sycophancy": "sycophancy",
 }
 NEXT = "notebooks/00_tour.ipynb"
-
-
-@dataclass
-class Table:
-    """A short table, for the terminal and for the report."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    note: str
-
-    def text(self) -> str:
-        """Aligned columns: the first to the left, the others to the right."""
-        lines = [self.columns, *self.rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        out = [self.title]
-        for first, *rest in lines:
-            cells = [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]
-            out.append("  " + "  ".join(cells))
-        return "\n".join([*out, self.note])
 
 
 class Story:
@@ -154,10 +134,11 @@ def demo(out: str | os.PathLike[str] = "runs/demo", *, seed: int = 0) -> Path:
     model = load_model("tiny")
     print(f"{model!r}\nseed {seed}; files go to {folder}", flush=True)
 
-    acts = _capture(story, model, seed)
-    code = _encode(story, model, seed)
-    _probe(story, code)
-    _train_lenses(story, model, code.site, seed)
+    with _one_thread():
+        acts = _capture(story, model, seed)
+        code = _encode(story, model, seed)
+        _probe(story, code)
+        _train_lenses(story, model, code.site, seed)
 
     for table in story.tables.values():
         print(f"\n{table.text()}")
@@ -165,6 +146,22 @@ def demo(out: str | os.PathLike[str] = "runs/demo", *, seed: int = 0) -> Path:
     print(f"\ndigest of all results, times left out: {story.digest.hexdigest()[:16]}")
     print(f"{sum(story.seconds.values()):.0f} s. Open {report}, then {NEXT} (make lab).")
     return report
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One torch thread: on so small tensors more of them gain little, and on a busy machine lose manyfold.
+
+    Sums also come out the same on every number of cores.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # ------------------------------------------------------------------------------------- the jobs
@@ -368,7 +365,7 @@ def _report(story: Story, acts: Activations, seed: int) -> Report:
         "prompt and for what the model wrote. The traits' vectors were learned from contrast sets, and the "
         "states were projected on them as they were made.",
     )
-    _show_table(page, story.tables["capture"])
+    page.table(story.tables["capture"])
     for trait, prompt in story.shown.items():
         _show_projection(page, acts, prompt, trait)
     _show_events(page, capture_figure, story.events["encode"], "The capture of the corpus, batch by batch.")
@@ -379,7 +376,7 @@ def _report(story: Story, acts: Activations, seed: int) -> Report:
         "The labels enter through two sums, so the fit reads the tokens once; then each iteration works on a "
         "few hundred values per latent, however many tokens there are.",
     )
-    _show_table(page, story.tables["probe"])
+    page.table(story.tables["probe"])
     _show_events(
         page, fit_figure, story.events["probe"], "The fit: pairs, damping, seconds by slab, gradient."
     )
@@ -390,22 +387,18 @@ def _report(story: Story, acts: Activations, seed: int) -> Report:
         "2·AUROC − 1 on held-out prompts (A from 0.5, B from 0.2), so that luck earns no A; U is for too few "
         "prompts.",
     )
-    _show_table(page, story.tables["lenses"])
+    page.table(story.tables["lenses"])
     _show_events(
         page, lens_figure, story.events["lenses"], "Grades, growth of the samples, scores with intervals."
     )
 
     page.section("Where to go on", f"Open `{NEXT}` (`make lab`): the same jobs, live, one slab at a time.")
     page.footer(
-        f"interp {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads, seed {seed}. "
+        f"interp {__version__}, torch {torch.__version__}, one thread, seed {seed}. "
         f"Digest of all results: `{story.digest.hexdigest()[:16]}`. The events of every job are beside this "
         "page, in `events/`."
     )
     return page
-
-
-def _show_table(page: Report, table: Table) -> None:
-    page.table(table.columns, table.rows, f"{table.title}. {table.note}")
 
 
 def _show_projection(page: Report, acts: Activations, prompt: str, trait: str) -> None:

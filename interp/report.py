@@ -12,13 +12,14 @@ import base64
 import html
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Report"]
+__all__ = ["Report", "Table"]
 
 _CSS = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #22262d; --soft: #646b76; --line: #e2e5ea;
@@ -61,6 +62,26 @@ footer { margin-top: 3.2rem; padding-top: 1rem; border-top: 1px solid var(--line
 """
 
 
+@dataclass
+class Table:
+    """A short table, for the terminal and for the report."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+    def text(self) -> str:
+        """Aligned columns: the first to the left, the others to the right."""
+        lines = [self.columns, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        out = [self.title]
+        for first, *rest in lines:
+            cells = [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]
+            out.append("  " + "  ".join(cells))
+        return "\n".join([*out, self.note]).rstrip()
+
+
 class Report:
     """Collects the parts of a page, in order, and writes them as one file.
 
@@ -94,15 +115,15 @@ class Report:
         """A paragraph."""
         self._parts.append(f"<p>{_text(text)}</p>")
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> None:
-        """A table; columns whose cells are all numbers (as text or not) are aligned to the right.
+    def table(self, table: Table) -> None:
+        """A table with its title and note under it; columns of numbers are aligned to the right.
 
         Raises
         ------
         ValueError
             If a row has another number of cells than there are columns.
         """
-        body = [[str(cell) for cell in row] for row in rows]
+        columns, body = table.columns, table.rows
         for row in body:
             if len(row) != len(columns):
                 raise ValueError(f"table: got a row of {len(row)} cells for {len(columns)} columns: {row}")
@@ -117,8 +138,8 @@ class Report:
             f'<div class="scroll"><table><thead>{line("th", columns)}</thead>'
             f"<tbody>{rows_html}</tbody></table></div>"
         )
-        if note:
-            self._parts.append(f'<p class="note">{_text(note)}</p>')
+        below = f"{table.title}. {table.note}".strip()
+        self._parts.append(f'<p class="note">{_text(below)}</p>')
 
     def figure(self, light: Figure, dark: Figure, caption: str) -> None:
         """A picture in two versions; the reader's theme decides which one is seen."""

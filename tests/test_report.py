@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from interp.report import Report
+from interp.report import Report, Table
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def page() -> Report:
     page = Report("Fits & <figures>", "What `x < 3` means.")
     page.numbers([("4,096", "pairs <here>")])
     page.section("Probe", "One `probe` per pair.")
-    page.table(["class", "F1"], [["<b>", "0.91"], ["dog", "–"]], note="held out")
+    page.table(Table("Best", ["class", "F1"], [["<b>", "0.91"], ["dog", "–"]], "Held out."))
     page.footer("end")
     return page
 
@@ -39,9 +39,20 @@ def test_columns_of_numbers_are_aligned_to_the_right(page):
     assert '<td class="number">–</td>' in text
 
 
+def test_a_table_reads_well_in_a_terminal():
+    table = Table("Best", ["class", "F1"], [["dog", "0.9"], ["animal", "0.25"]], "Held out.")
+    assert table.text().splitlines() == [
+        "Best",
+        "  class     F1",
+        "  dog      0.9",
+        "  animal  0.25",
+        "Held out.",
+    ]
+
+
 def test_a_row_of_the_wrong_length_is_refused(page):
     with pytest.raises(ValueError, match="a row of 1 cells for 2 columns"):
-        page.table(["a", "b"], [["only one"]])
+        page.table(Table("Bad", ["a", "b"], [["only one"]]))
 
 
 def test_pictures_are_inside_and_nothing_else_is_fetched(page):
