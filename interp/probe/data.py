@@ -397,7 +397,7 @@ def _digest(meta: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
     for name in sorted(tensors):
         a = np.ascontiguousarray(tensors[name])
         digest.update(f"{name} {a.dtype.str} {a.shape}".encode())
-        digest.update(a.reshape(-1).view(np.uint8))
+        digest.update(a.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -278,8 +278,9 @@ class Sparse1DProbe:
         rows = None if self.row_batch_size == "auto" else int(self.row_batch_size)
         summary.add_shards(chain([first], checked), row_batch_size=rows)
         seconds = time.perf_counter() - began
-        again = (x, y) if y is not None or can_iterate_again(x) else (None, None)
-        return (yield from self._solve_summary(summary, *again, listening, began, seconds))
+        if y is None and not can_iterate_again(x):
+            x = None  # used up
+        return (yield from self._solve_summary(summary, x, y, listening, began, seconds))
 
     def _solve_summary(
         self, summary: LatentSummary, x: Any, y: Any, listening: bool, began: float, seconds: float
@@ -472,7 +473,7 @@ class Sparse1DProbe:
         if params["compute_dtype"] is not None:
             params["compute_dtype"] = getattr(torch, params["compute_dtype"].removeprefix("torch."))
         probe = cls(**params)
-        probe._state = Fitted(n_rows=meta["n_rows"], **tensors)
+        probe._state = Fitted(n_rows=meta["n_rows"], **tensors)  # type: ignore[arg-type]
         probe.n_features_in_ = probe._state.coef.shape[0]
         return probe
 

@@ -274,11 +274,10 @@ class Fit:
         self, where: dict[str, int], slab: Slab, did: Iteration, n_inert: int
     ) -> IterationEnd:
         nan = float("nan")
-        band, grad_max, loss = (nan,) * 5, nan, (nan, nan)
+        band, grad_max, loss = (nan, nan, nan, nan, nan), nan, (nan, nan)
         if self._listening:
             band, grad_max = slab.active_extremes()
             loss = self._loss(slab)
-        names = ("lam_min", "lam_q1", "lam_median", "lam_q3", "lam_max")
         return IterationEnd(
             **where,
             iteration=slab.iteration,
@@ -288,7 +287,11 @@ class Fit:
             n_fail=did.n_fail,
             n_rejected=did.n_rejected,
             n_clipped=did.n_clipped,
-            **dict(zip(names, band, strict=True)),
+            lam_min=band[0],
+            lam_q1=band[1],
+            lam_median=band[2],
+            lam_q3=band[3],
+            lam_max=band[4],
             loss_mean=loss[0],
             loss_max=loss[1],
             grad_max=grad_max,
@@ -317,8 +320,8 @@ class Fit:
         if self.method == "events":
             found = data.columns(self.x, self.y, n_latents=summary.n_latents, latents=alive)
             blocks = [block for _, block, _ in found]
-            counts = np.concatenate([np.diff(b.indptr) for b in blocks] or [[0]])
-            values = np.concatenate([b.data for b in blocks] or [[]]).astype(np.float64)
+            counts = np.concatenate([np.diff(b.indptr) for b in blocks] or [np.zeros(1, np.int64)])
+            values = np.concatenate([b.data for b in blocks] or [np.zeros(0)]).astype(np.float64)
             offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         else:
             block = summary.nodes()

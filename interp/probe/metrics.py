@@ -361,7 +361,7 @@ class _Scan:
             out["ap"][:] = np.where(total == 0, np.nan, np.where(constant, total / n, ap))
             out["best_f1"][:] = np.where(constant, 2.0 * total / (n + total), best)
 
-    def _places(self, group: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _places(self, group: np.ndarray) -> tuple[Any, ...]:
         """First and last place of each incidence's tie, among the events and among its pair's own."""
         first = self.at.astype(np.float64)
         own_first = np.arange(len(first), dtype=np.float64)

@@ -228,14 +228,15 @@ class Slab:
         self.status[at] = torch.where(
             converged, CONVERGED, torch.where(given_up, LM_FAILED, self.status[at])
         ).to(torch.int8)
-        n_clipped = (step.clipped & live).sum()
+        clipped = (step.clipped & live).sum()
         live = live & ~converged & ~given_up
-        counts = torch.stack((live.sum(), failed.sum(), rejected.sum(), n_clipped)).tolist()
+        counts = torch.stack((live.sum(), failed.sum(), rejected.sum(), clipped)).tolist()
         self._live = live
         # A compaction costs about as much as a tenth of an evaluation of all pairs.
         if counts[0] < 0.8 * len(at):
             self._compact(at[live])
-        return Iteration(*counts, seconds=time.perf_counter() - began)
+        n_active, n_fail, n_rejected, n_clipped = counts
+        return Iteration(n_active, n_fail, n_rejected, n_clipped, time.perf_counter() - began)
 
     def _compact(self, at: Tensor) -> None:
         """Keep the pairs `at` as the active ones and lay them out afresh."""
@@ -291,8 +292,8 @@ class Slab:
         if not len(lam):
             return (float("nan"),) * 5, float("nan")
         sample = np.sort(lam[:: -(-len(lam) // 512)].cpu().numpy())
-        inner = (float(sample[round(share * (len(sample) - 1))]) for share in (0.25, 0.5, 0.75))
-        return (float(lam.min()), *inner, float(lam.max())), float(g.abs().max())
+        q1, median, q3 = (float(sample[round(share * (len(sample) - 1))]) for share in (0.25, 0.5, 0.75))
+        return (float(lam.min()), q1, median, q3, float(lam.max())), float(g.abs().max())
 
     @one_torch_thread()
     def losses(self, at: Tensor | None = None) -> Tensor:
