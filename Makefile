@@ -30,8 +30,10 @@ test: $(VENV)/.installed-test
 lab: $(VENV)/.installed-lab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
+BENCHES := probe_speed probe_questions capture_speed lens_mlp lens_bank live
 bench: $(VENV)/.installed-test
 	$(BIN)/interp bench
+	for b in $(BENCHES); do $(BIN)/python tests/bench/$$b.py || exit; done
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .
