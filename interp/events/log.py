@@ -1,0 +1,125 @@
+"""Keeping events: a log with one line of JSON per event, and how it is read and followed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from pathlib import Path
+
+from interp.events.records import Event, from_dict
+
+logger = logging.getLogger(__name__)
+
+
+class JsonlLog:
+    """A hook that appends each event to a file as one line of JSON, flushed at once.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file. Missing folders are made; an existing log is continued.
+
+    Examples
+    --------
+    >>> probe.fit(x, y, iteration_hook=JsonlLog("runs/fit/log.jsonl"))    # doctest: +SKIP
+    >>> events = read("runs/fit/log.jsonl")                               # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._file = open(self.path, "a+b")  # noqa: SIM115 - lives as long as the hook
+        # A log cut short by a kill ends in half a line: close it, so that ours starts on its own.
+        size = self._file.seek(0, os.SEEK_END)
+        if size:
+            self._file.seek(size - 1)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")
+
+    def __call__(self, event: Event) -> None:
+        line = json.dumps(event.to_dict(), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        with self._lock:
+            self._file.write(line)
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file. Further events raise ``ValueError``."""
+        self._file.close()
+
+    def __enter__(self) -> JsonlLog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Tail:
+    """Follows a log, or a folder of logs, while others write them.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.jsonl`` file, or a folder whose ``*.jsonl`` files are followed (new ones included).
+        Neither needs to exist yet.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._offsets: dict[Path, int] = {}
+
+    def files(self) -> list[Path]:
+        """The logs found so far, sorted by name."""
+        if self.path.is_dir():
+            return sorted(self.path.glob("*.jsonl"))
+        return [self.path] if self.path.exists() else []
+
+    def poll(self) -> list[tuple[str, Event]]:
+        """New events since the last call, as ``(file stem, event)``; half-written lines wait."""
+        out: list[tuple[str, Event]] = []
+        for file in self.files():
+            with open(file, "rb") as f:
+                start = self._offsets.get(file, 0)
+                if f.seek(0, os.SEEK_END) < start:  # a new log stands under the old name
+                    start = 0
+                f.seek(start)
+                block = f.read()
+            complete = block.rfind(b"\n") + 1
+            self._offsets[file] = start + complete
+            out.extend((file.stem, e) for e in map(_parse, block[:complete].splitlines()) if e is not None)
+        return out
+
+
+def read(path: str | os.PathLike[str]) -> list[Event]:
+    """The events of a log, or of all logs of a folder (by file name, then in order).
+
+    Parameters
+    ----------
+    path : str or Path
+        File written by `JsonlLog`, or a folder of them.
+
+    Returns
+    -------
+    list of Event
+        A last line that is not complete yet is left out; so is a line that is no event, with a warning.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `path` does not exist.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no event log at {path}: give the .jsonl file of a JsonlLog, or its folder")
+    return [event for _, event in Tail(path).poll()]
+
+
+def _parse(line: bytes) -> Event | None:
+    if not line.strip():
+        return None
+    try:
+        return from_dict(json.loads(line))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        logger.warning("skipped a log line that is no event (%s): %.80r", error, line)
+        return None
