@@ -1,0 +1,277 @@
+"""One writer per run folder: ``with lock(folder): …``, refused with the holder named.
+
+The file ``.lock`` in the folder says who holds it (host, process, since when) and is locked with ``flock``,
+which the system lets go of when the process ends, however it ends: a lock left behind by a kill is taken over
+at once. No time is ever compared, so a clock that jumps changes nothing.
+
+A file system without ``flock`` (Windows, some network mounts) leaves only the file itself: there it is made
+exclusively, and taken over if its process was on this host and is gone. Of a process on another host nobody
+can tell, and the error says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+__all__ = ["LockedError", "lock"]
+
+logger = logging.getLogger(__name__)
+
+NAME = ".lock"
+
+#: Network file systems whose ``flock`` may hold on one host only; see `_reaches`.
+_NETWORK = ("nfs", "nfs4", "lustre", "beegfs", "cifs", "smb3", "9p", "fuse")
+
+
+class LockedError(RuntimeError):
+    """A folder is held by another process, which the message names."""
+
+
+class lock:
+    """Hold a folder for this process, from now until `release` or the end of the ``with`` block.
+
+    Parameters
+    ----------
+    folder : path
+        An existing folder.
+
+    Attributes
+    ----------
+    recovered : dict or None
+        The holder whose process had ended without letting go, if there was one: ``host``, ``pid``, ``since``.
+
+    Raises
+    ------
+    LockedError
+        If another process (or another place in this one) holds it: which one, since when.
+    OSError
+        If the folder cannot be written in, before any work is lost to it.
+
+    Examples
+    --------
+    >>> with lock("runs/today"):                                         # doctest: +SKIP
+    ...     write_everything()
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / NAME
+        self.recovered: dict[str, Any] | None = None
+        self._pid = os.getpid()
+        self._own = _myself()
+        self._fd: int | None = None
+        flock = _flock()
+        try:
+            if flock is None or not self._locked(flock):
+                self._fd = None
+                self._made_alone()
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT):
+                why = f"cannot write in {self.folder} ({error.strerror}): use another folder"
+                raise OSError(error.errno, why) from error
+            raise
+        self._held = True
+        if self.recovered is not None:
+            logger.warning("%s: took over the lock of %s, which has ended", self.folder, _who(self.recovered))
+
+    def release(self) -> None:
+        """Let go of the folder; doing it twice, or in a forked child, does nothing."""
+        if not self._held or os.getpid() != self._pid:
+            return
+        self._held = False
+        # First the name, then the lock: whoever waits for the lock sees that its file is no longer the one.
+        self.path.unlink(missing_ok=True)
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> lock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    # ------------------------------------------------------------------ with flock
+
+    def _locked(self, flock: Callable[[int], None]) -> bool:
+        """Take the lock with `flock`; False if the file system has none."""
+        while True:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                flock(fd)
+                if not _is(fd, self.path):  # released, and with it removed, between open and flock
+                    os.close(fd)
+                    continue
+                before = _holder(self.path)
+                if before is not None and before["host"] != self._own["host"] and not _reaches(self.folder):
+                    raise self._refusal(before, unsure=True)
+                os.ftruncate(fd, 0)
+                os.write(fd, json.dumps(self._own).encode())
+                os.fsync(fd)
+            except BlockingIOError:
+                os.close(fd)
+                raise self._refusal(_holder(self.path)) from None
+            except OSError as error:
+                os.close(fd)
+                if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+                    return False
+                raise
+            except BaseException:
+                os.close(fd)
+                raise
+            self._fd, self.recovered = fd, before
+            return True
+
+    # ------------------------------------------------------------------ without
+
+    def _made_alone(self) -> None:
+        """Make the file where none is: what `flock` is replaced with where there is none."""
+        draft = self.folder / f"{NAME}.{uuid.uuid4().hex}"
+        draft.write_text(json.dumps(self._own), encoding="utf-8")
+        try:
+            while not _renamed_if_free(draft, self.path):
+                holder = _holder(self.path)
+                if holder is not None and (holder["host"] != self._own["host"] or _is_alive(holder)):
+                    raise self._refusal(holder, unsure=holder["host"] != self._own["host"])
+                # Take away the dead one's file, and only that: another process may be doing the same.
+                aside = self.folder / f"{NAME}.{uuid.uuid4().hex}"
+                try:
+                    os.rename(self.path, aside)
+                except FileNotFoundError:
+                    continue
+                if _holder(aside) != holder:
+                    _renamed_if_free(aside, self.path)
+                aside.unlink(missing_ok=True)
+                self.recovered = holder
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _refusal(self, holder: dict[str, Any] | None, *, unsure: bool = False) -> LockedError:
+        what = f"{self.folder} is being written by another process"
+        if holder is None:
+            return LockedError(f"{what}, which has just begun: wait for it, or give another folder")
+        what = f"{self.folder} is being written by {_who(holder)}"
+        if holder["host"] == self._own["host"] and holder["pid"] == self._own["pid"]:
+            what += " (this very process)"
+        if unsure:
+            return LockedError(
+                f"{what}. Locks on this file system do not reach other hosts, so whether that process still "
+                f"runs cannot be told from here: if it does not, delete {self.path}"
+            )
+        return LockedError(f"{what}: wait for it, stop it, or give another folder")
+
+
+def _flock() -> Callable[[int], None] | None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    return lambda fd: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _myself() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "born": _born(os.getpid()),
+    }
+
+
+def _who(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+
+
+def _holder(path: Path) -> dict[str, Any] | None:
+    """Whom a lock file names; None for one that says nothing (yet)."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            "host": str(found["host"]),
+            "pid": int(found["pid"]),
+            "since": str(found["since"]),
+            "born": str(found["born"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError):  # gone by now, half-written, or damaged
+        return None
+
+
+def _is(fd: int, path: Path) -> bool:
+    """Whether an open file is the one under this name."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _renamed_if_free(draft: Path, path: Path) -> bool:
+    """Move a file to a name that nobody has; at once, also over NFS."""
+    try:
+        if sys.platform == "win32":
+            os.rename(draft, path)  # refuses an existing name there
+        else:
+            os.link(draft, path)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _born(pid: int) -> str:
+    """Boot and start of a process, in ticks since then: what tells it from a later one of the same number."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else f"{boot} {fields[19]}"  # a zombie has ended
+    except (OSError, IndexError):  # no /proc, or no such process
+        return ""
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """Whether a process of this host still runs; when in doubt, it does."""
+    if holder["born"]:
+        return _born(holder["pid"]) == holder["born"]
+    if sys.platform == "win32":  # where os.kill would end it
+        return True
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _reaches(folder: Path) -> bool:
+    """Whether a lock here is seen by every host that sees the folder.
+
+    On a disk of this host it is, and so the name of another host in the file is an old name of this one. Of
+    network file systems only those are trusted whose mount options say so.
+    """
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        return False
+    place, kind, options = -1, "", ""
+    resolved = folder.resolve()
+    for line in mounts:
+        first, _, second = line.partition(" - ")
+        point = Path(first.split()[4].encode().decode("unicode_escape"))
+        if (resolved == point or point in resolved.parents) and len(point.parts) >= place:
+            place, (kind, _, options) = len(point.parts), second.split(maxsplit=2)
+    if not kind.startswith(_NETWORK):
+        return True
+    said = options.split(",")
+    return (kind.startswith("nfs") and "local_lock=none" in said) or (kind == "lustre" and "flock" in said)
