@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["LockedError", "lock"]
+__all__ = ["LockedError", "is_running", "lock"]
 
 logger = logging.getLogger(__name__)
 
@@ -239,19 +239,24 @@ def _born(pid: int) -> str:
         return ""
 
 
-def _is_alive(holder: dict[str, Any]) -> bool:
-    """Whether a process of this host still runs; when in doubt, it does."""
-    if holder["born"]:
-        return _born(holder["pid"]) == holder["born"]
+def is_running(pid: int) -> bool:
+    """Whether this host has a process of this number; when in doubt, it has."""
     if sys.platform == "win32":  # where os.kill would end it
         return True
     try:
-        os.kill(holder["pid"], 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except (PermissionError, OverflowError):
         return True
     return True
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """Whether a process of this host still runs, and is no later one of the same number."""
+    if holder["born"]:
+        return _born(holder["pid"]) == holder["born"]
+    return is_running(holder["pid"])
 
 
 def _reaches(folder: Path) -> bool:
