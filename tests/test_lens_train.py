@@ -147,6 +147,26 @@ def test_numbers_do_not_depend_on_the_order_of_the_pack(trained, model):
         torch.testing.assert_close(lenses[concept].weight, other[concept].weight, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_a_lens_does_not_depend_on_which_others_are_trained_with_it(model, head):
+    """So that tasks on a cluster can share a pack: two tasks of their own banks, beside one that does all."""
+    pack, growth = lens_world.pack(), (10, 20)
+    together = train_lenses(model, pack, site=SITE, head=head, growth=growth)
+    for share in (["bird"], ["car", "animal", "boat"]):
+        part = train_lenses(model, pack, site=SITE, head=head, growth=growth, concepts=share)
+        assert part.ids == share
+        torch.testing.assert_close(part.mean, together.mean, rtol=1e-5, atol=1e-6)
+        for concept in share:
+            ours, theirs = part[concept], together[concept]
+            torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-3, atol=1e-5)
+            for per in ("text", "token"):
+                assert ours.threshold(0.1, per=per) == pytest.approx(theirs.threshold(0.1, per=per), abs=1e-3)
+            a, b = ours.report.to_dict(), theirs.report.to_dict()
+            assert {k: v for k, v in a.items() if k != "seconds"} == pytest.approx(
+                {k: v for k, v in b.items() if k != "seconds"}, abs=1e-4, nan_ok=True
+            )
+
+
 def test_twice_is_the_same(trained, model, bank):
     lenses, _ = trained
     again = train_lenses(model, lens_world.pack(), site=SITE, bank=bank)

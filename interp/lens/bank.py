@@ -24,6 +24,7 @@ from torch import Tensor
 from interp.events import BatchEnd, Event, Hook
 
 if TYPE_CHECKING:
+    from interp.capture.activations import Shard
     from interp.capture.model import Model
     from interp.lens.samples import Sample
 
@@ -136,6 +137,7 @@ class Bank:
         self._rows: dict[tuple[str, int, int], int] = {}
         self._blocks: list[dict[str, Tensor]] = []  # each has "rows", "tokens" and maybe "replies"
         self._replies: list[str] = []
+        self._structural = torch.tensor(sorted(_structural_ids(model.tokenizer)), dtype=torch.int64)
         self.identity = {
             "version": 2,
             "model": model.name,
@@ -253,6 +255,7 @@ class Bank:
     def _forward(
         self, texts: list[str], by_text: dict[str, list[tuple[bytes, Sample]]], hook: Hook | None
     ) -> bool:
+        from interp.capture.prompts import Prompt, Prompts
         from interp.capture.record import capture
 
         encoded = self._encode(texts)
@@ -260,11 +263,13 @@ class Bank:
         def relay(event: Event) -> Any:
             return hook(event) if hook is not None and isinstance(event, BatchEnd) else None
 
-        prompts = [
+        prompts = Prompts(
             # The id seeds the continuation, so it is made of the content alone.
-            {"id": f"{text[:60]} #{hashlib.sha256(text.encode()).hexdigest()[:12]}", "token_ids": e["ids"]}
+            Prompt(
+                f"{text[:60]} #{hashlib.sha256(text.encode()).hexdigest()[:12]}", token_ids=tuple(e["ids"])
+            )
             for text, e in zip(texts, encoded, strict=True)
-        ]
+        )
         acts = capture(
             self.model,
             prompts,
@@ -275,12 +280,23 @@ class Bank:
             seed=self.seed,
             iteration_hook=relay if hook is not None else None,
         )
-        place = {p["id"]: i for i, p in enumerate(prompts)}
-        finished = [place[i] for i in acts.prompt_ids]
-        self.n_forwarded += len(finished)
-        if finished:
-            self._keep(acts, [(texts[i], encoded[i]) for i in finished], by_text)
-        return len(finished) == len(texts)
+        place = {prompt_id: i for i, prompt_id in enumerate(prompts.ids)}
+        keys: list[bytes] = []
+        blocks: list[dict[str, Tensor]] = []
+        replies: list[str] = []
+        # Batch by batch, as they were captured: their rows are pooled where they are, and never sorted.
+        for ids, shard in acts.batches():
+            which = [place[i] for i in ids]
+            self.n_forwarded += len(which)
+            owned = [(n, key, sample) for n, i in enumerate(which) for key, sample in by_text[texts[i]]]
+            keys += [key for _, key, _ in owned]
+            blocks.append(self._pool(shard, owned, [encoded[i]["spans"] for i in which], replies))
+        if keys:
+            block = {name: torch.cat([b[name] for b in blocks]) for name in blocks[0]}
+            if self.folder is not None:
+                self._write(keys, block, replies)
+            self._add(keys, block, replies)
+        return len(acts.prompt_ids) == len(texts)
 
     def _encode(self, texts: list[str]) -> list[dict[str, Any]]:
         tokenizer = self.model.tokenizer
@@ -289,56 +305,67 @@ class Bank:
         spans = batch["offset_mapping"] if offsets else [None] * len(texts)
         return [{"ids": ids, "spans": s} for ids, s in zip(batch["input_ids"], spans, strict=True)]
 
-    def _keep(
-        self,
-        acts: Any,
-        prompts: list[tuple[str, dict[str, Any]]],
-        by_text: dict[str, list[tuple[bytes, Sample]]],
-    ) -> None:
-        """Pool the rows of finished prompts and keep them, one row per prompt and span."""
-        keys = [key for text, _ in prompts for key, _ in by_text[text]]
-        samples = [sample for text, _ in prompts for _, sample in by_text[text]]
-        owners = torch.tensor([i for i, (text, _) in enumerate(prompts) for _ in by_text[text]])
-        rows, ids, given = acts[self.site], acts.token_ids, acts.phase == 0
-        content = ~torch.isin(ids, torch.tensor(sorted(_structural_ids(self.model.tokenizer))))
-        mask = _at_least_one(given & content, given, acts.offsets)
-        # A prompt with several spans has its rows repeated; without one, `at` is every token in order.
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), acts.offsets.diff()[owners].cumsum(0)])
-        shift = torch.repeat_interleave(acts.offsets[owners] - offsets[:-1], offsets.diff())
-        at = torch.arange(int(offsets[-1])) + shift
-        if self.pooling == "span":
-            chosen = self._spans(samples, [prompts[i][1] for i in owners.tolist()], offsets)
-        else:
-            chosen = mask[at]
-        repeated = rows if len(at) == len(rows) else rows[at]
-        pooled = pool(repeated, offsets, chosen, self.pooling)
-        block = {"rows": pooled, "tokens": _one_token(repeated, offsets, chosen, keys)}
-        texts: list[str] = []
+    def _pool(
+        self, shard: Shard, owned: list[tuple[int, bytes, Sample]], spans: list[Any], replies: list[str]
+    ) -> dict[str, Tensor]:
+        """Pool a batch: one row per prompt and span.
+
+        Parameters
+        ----------
+        shard : Shard
+            Of the capture.
+        owned : list of (place, key, sample)
+            Who asked for what: the place of a prompt in the batch, key and sample of a row.
+        spans : list
+            Characters of the tokens of each prompt.
+        replies : list of str
+            Gets the text of each row's continuation, if there are any.
+        """
+        rows, ids = shard.tensors[self.site], shard.token_ids
+        samples, keys = [s for _, _, s in owned], [k for _, k, _ in owned]
+        lengths, owners = torch.tensor(shard.lengths), torch.tensor([place for place, _, _ in owned])
+        ends = lengths.cumsum(0)
+        given = torch.ones(len(ids), dtype=torch.bool)
         if self.continuation:
-            # A response of nothing but an end token is pooled over that.
-            said = _at_least_one(~given & content, ~given, acts.offsets)
-            block["replies"] = pool(rows, acts.offsets, said, "mean")[owners]
-            for i in owners.tolist():
-                part = slice(int(acts.offsets[i]), int(acts.offsets[i + 1]))
-                texts.append(self.model.tokenizer.decode(ids[part][~given[part]], skip_special_tokens=True))
+            position = torch.arange(len(ids)) - torch.repeat_interleave(ends - lengths, lengths)
+            given = position < torch.repeat_interleave(torch.tensor(shard.n_prompt), lengths)
+        content = ~torch.isin(ids, self._structural)
+        every = torch.cat([ends.new_zeros(1), ends])
+        # A prompt with several spans has its rows repeated; without one, `at` is every token in order.
+        offsets = torch.cat([ends.new_zeros(1), lengths[owners].cumsum(0)])
+        at = torch.arange(int(offsets[-1])) + torch.repeat_interleave(
+            every[owners] - offsets[:-1], lengths[owners]
+        )
+        repeated = rows if len(at) == len(rows) else rows[at]
+        if self.pooling == "span":
+            chosen = self._spans(samples, [spans[i] for i in owners.tolist()], offsets)
+        else:
+            chosen = _at_least_one(given & content, given, every)[at]
+        pooled = pool(repeated, offsets, chosen, self.pooling)
         bad = (~torch.isfinite(pooled).all(dim=1)).nonzero()[:, 0].tolist()
         if bad:
             raise FloatingPointError(
                 f"{len(bad)} of {len(pooled)} prompts gave activations that are not finite at {self.site}, "
                 f"first {samples[bad[0]].text!r}; load the model in bfloat16 or float32"
             )
-        if self.folder is not None:
-            self._write(keys, block, texts)
-        self._add(keys, block, texts)
+        block = {"rows": pooled, "tokens": _one_token(repeated, offsets, chosen, keys)}
+        if self.continuation:
+            # A response of nothing but an end token is pooled over that.
+            said = _at_least_one(~given & content, ~given, every)
+            block["replies"] = pool(rows, every, said, "mean")[owners]
+            for i in owners.tolist():
+                part = slice(int(every[i]), int(every[i + 1]))
+                replies.append(self.model.tokenizer.decode(ids[part][~given[part]], skip_special_tokens=True))
+        return block
 
     @staticmethod
-    def _spans(samples: list[Sample], encoded: list[dict[str, Any]], offsets: Tensor) -> Tensor:
+    def _spans(samples: list[Sample], tokens: list[Any], offsets: Tensor) -> Tensor:
         """Tokens that overlap the example of their prompt. Token ids were ours, so the spans fit."""
         lengths = offsets.diff().numpy()
         begin, end = np.zeros((2, int(offsets[-1])), dtype=np.int64)
         at = 0
-        for e, n in zip(encoded, lengths.tolist(), strict=True):
-            spans = np.asarray(e["spans"], dtype=np.int64)
+        for token_spans, n in zip(tokens, lengths.tolist(), strict=True):
+            spans = np.asarray(token_spans, dtype=np.int64)
             begin[at : at + len(spans)], end[at : at + len(spans)] = spans.T
             at += n  # generated tokens follow, with the empty span 0:0
         start = np.repeat([s.start for s in samples], lengths)

@@ -59,17 +59,15 @@ def _words(text: str) -> list[str]:
 
 
 def text_logits(
-    rows: sp.csr_array,
-    problems: Sequence[tuple[np.ndarray, np.ndarray, tuple[torch.Tensor, torch.Tensor], np.ndarray]],
+    problems: Sequence[tuple[sp.csr_array, np.ndarray, tuple[torch.Tensor, torch.Tensor], sp.csr_array]],
     lam: float | None = None,
 ) -> list[np.ndarray]:
     """Logits of bag-of-words lenses on their test rows.
 
     Parameters
     ----------
-    rows : CSR array, shape (n_texts, n_words)
     problems : list of (train, labels, (training, held), test)
-        Row numbers, 0/1 labels, masks of the folds as in `choose_lambda`, row numbers.
+        Rows of `BagOfWords`, 0/1 labels, masks of the folds as in `choose_lambda`, rows.
     lam : float, optional
         Regularisation; by default chosen by grouped cross-validation.
 
@@ -77,7 +75,7 @@ def text_logits(
     -------
     list of array
     """
-    size = max((len(p[0]) for p in problems), default=0)
+    size = max((len(p[1]) for p in problems), default=0)
     out: list[np.ndarray] = []
     for start in range(0, len(problems), 32):
         part = problems[start : start + 32]
@@ -86,16 +84,16 @@ def text_logits(
         n_folds = len(part[0][2][0])
         masks = torch.zeros(2, len(part), n_folds, size, dtype=torch.bool)
         for k, (train, labels, (training, held), _) in enumerate(part):
-            n = len(train)
-            gram[k, :n, :n] = torch.from_numpy((rows[train] @ rows[train].T).toarray()).float()
+            n = len(labels)
+            gram[k, :n, :n] = torch.from_numpy((train @ train.T).toarray()).float()
             y[k, :n] = torch.as_tensor(labels, dtype=torch.float32)
             s[k, :n] = balanced(y[k, :n])
             masks[0, k, :, :n], masks[1, k, :, :n] = training, held
         chosen = choose_lambda(gram, y, s, *masks) if lam is None else lam
         alpha, b = solve(None, y, s, chosen, gram=gram, tol=1e-3)
         for k, (train, _, _, test) in enumerate(part):
-            weight = rows[train].T @ alpha[k, : len(train)].numpy().astype(np.float64)
-            out.append(np.asarray(rows[test] @ weight).ravel() + float(b[k]))
+            weight = train.T @ alpha[k, : train.shape[0]].numpy().astype(np.float64)
+            out.append(np.asarray(test @ weight).ravel() + float(b[k]))
     return out
 
 

@@ -168,6 +168,7 @@ def _newton(
         todo = todo[~skip]
     # Converged problems leave the batch; `part` holds the rest.
     part = [features, y, s, lam] if skip is None else [t[todo] for t in (features, y, s, lam)]
+    done = torch.zeros(len(todo), dtype=torch.bool, device=features.device)
     for _ in range(_MAX_ITER):
         if not len(todo):
             break
@@ -185,7 +186,8 @@ def _newton(
         q1 = (dc * left[0]).sum(1)
         q2 = (dc * left[1]).sum(1)
         loss0 = _loss(f0, y_a, s_a)
-        t = torch.ones_like(b0)
+        # Converged problems stay where they are: none depends on how long the others take.
+        t = (~done).to(b0)
         for _ in range(12):
             change = _loss(f0 + t[:, None] * df, y_a, s_a) - loss0 + lam_a * (t * q1 + 0.5 * t * t * q2)
             # Rounding of the loss must not be taken for a rise.
@@ -204,6 +206,8 @@ def _newton(
         if int(live.sum()) <= 0.5 * len(todo):
             todo = todo[live]
             part = [p[live] for p in part]
+            live = live[live]
+        done = ~live
     return coef, b
 
 

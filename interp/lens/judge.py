@@ -22,6 +22,10 @@ from interp.lens.samples import Sample, Samples
 __all__ = ["Judge", "seed_of"]
 
 
+#: Calibration samples that thresholds are taken from: enough to resolve a false-positive rate of 0.2 %.
+_STRANGERS = 600
+
+
 def seed_of(seed: int, *parts: str) -> int:
     """A seed that depends on what it is for and on nothing else."""
     return int.from_bytes(hashlib.sha256("\x1f".join([str(seed), *parts]).encode()).digest()[:7], "big")
@@ -40,7 +44,8 @@ class Judge:
     def __init__(self, samples: Samples, bank: Bank, seed: int) -> None:
         self.samples, self.bank, self.seed = samples, bank, seed
         self._read: set[str] = set()
-        self._calibrate: dict[str, Sample] = {}
+        #: Calibration samples of the whole pack, for thresholds.
+        self.strangers = samples.drawn("calibrate", _STRANGERS)
         self._test: dict[str, dict[str, list[Sample]]] = {}
 
     def needs(self, jobs: Sequence[Job]) -> list[Sample]:
@@ -91,7 +96,6 @@ class Judge:
     def _calibrate_job(self, job: Job) -> None:
         parts = self._test[job.concept.id]
         positive, negative = parts["calibrate_positive"], parts["calibrate_negative"]
-        self._calibrate.update({s.text: s for s in [*positive, *negative]})
         if positive and negative:
             labels = np.repeat([True, False], [len(positive), len(negative)])
             job.rescale(*g.platt(job.logits(self.bank, [*positive, *negative]), labels))
@@ -167,34 +171,31 @@ class Judge:
         test: tuple[str, str],
         lam: float | None = None,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        texts: dict[str, int] = {}
         problems, labels = [], []
         for job in jobs:
-            train = [*job.train_positive, *job.train_negative]
+            train = [words(s) for s in [*job.train_positive, *job.train_negative]]
             y = np.repeat([1, 0], [len(job.train_positive), len(job.train_negative)])
             parts = self._test[job.concept.id]
-            held = [*parts[test[0]], *parts[test[1]]]
-            at = [[texts.setdefault(words(s), len(texts)) for s in part] for part in (train, held)]
-            problems.append((np.array(at[0]), y, job.folds(), np.array(at[1], dtype=np.int64)))
+            held = [words(s) for s in [*parts[test[0]], *parts[test[1]]]]
+            # Words and their weights are of this lens's training texts alone, whatever other lenses read.
+            bag = BagOfWords(train)
+            problems.append((bag.rows(train), y, job.folds(), bag.rows(held)))
             labels.append(np.repeat([True, False], [len(parts[test[0]]), len(parts[test[1]])]))
-        unique = list(texts)
-        used = {i for p in problems for i in p[0].tolist()}
-        bag = BagOfWords([unique[i] for i in used])
-        return list(zip(labels, text_logits(bag.rows(unique), problems, lam), strict=True))
+        return list(zip(labels, text_logits(problems, lam), strict=True))
 
     # ------------------------------------------------------------------ thresholds
 
-    def negatives(self, jobs: Sequence[Job], most: int = 1000) -> list[dict[str, Tensor]]:
-        """Sorted logits of each lens on calibration texts (of all lenses) that do not show its concept.
+    def negatives(self, jobs: Sequence[Job]) -> list[dict[str, Tensor]]:
+        """Sorted logits of each lens on calibration texts (of the whole pack) that do not show its concept.
 
         Per lens, those of whole texts (``"text"``) and those of one token of each (``"token"``): single
         tokens spread wider than the means that a lens is trained on, so they have thresholds of their own.
         """
-        every = sorted(self._calibrate.values(), key=lambda s: seed_of(self.seed, s.text))
+        every = [s for s in self.strangers if s in self.bank]  # after a stop, what there is
         out = []
         for job in jobs:
             clean = self.samples.excludes(job.concept.id)
-            chosen = [s for s in every if clean(s)][:most]
+            chosen = [s for s in every if clean(s)]
             if not chosen:
                 out.append({"text": torch.zeros(0), "token": torch.zeros(0)})
                 continue

@@ -214,6 +214,25 @@ class Samples:
         whole = template.replace("{text}", text)
         return Sample(whole, start, start + len(text), template, origin, group, split, heldout)
 
+    def drawn(self, split: str, n: int) -> list[Sample]:
+        """Samples of one split drawn from the whole pack, whichever lenses are trained.
+
+        Parameters
+        ----------
+        split : str
+        n : int
+            At most so many. Examples of concepts come before near misses, each text with one template.
+        """
+        found: dict[str, Sample] = {}
+        origins = sorted(o for o, part in self._fillers if part == split)
+        for origin in sorted(origins, key=lambda o: o.startswith("not:")):
+            for sample in self._rows(origin, split, passes=1):
+                found.setdefault(sample.filler, sample)
+        order = sorted(
+            found.values(), key=lambda s: (s.origin.startswith("not:"), _order(self.seed, "drawn", s.filler))
+        )
+        return order[:n]
+
     # ------------------------------------------------------------------ rows of one lens
 
     def positives(

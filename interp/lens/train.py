@@ -35,8 +35,8 @@ __all__ = ["train_lenses"]
 
 logger = logging.getLogger(__name__)
 
-#: Rows that means and scales are taken from, at least, where there are so many.
-_LEAST_ROWS = 512
+#: Prompts that means and scales are taken from, where there are so many.
+_TYPICAL = 512
 #: Bytes of gathered rows that are fitted as one batch.
 _BATCH_BYTES = 64 * 2**20
 
@@ -73,7 +73,8 @@ def train_lenses(
     site : str
         Where the lenses read, such as ``resid_post.2``.
     concepts : iterable of str, optional
-        Ids to train; all by default. The others still serve as negatives.
+        Ids to train; all by default. The others still serve as negatives: a lens comes out the same (but for
+        rounding) whichever others are trained with it, so that tasks can share a pack.
     f1_target : float
         F1 on the selection split at which a lens is good enough to stop growing.
     f1_rule : {"lower", "point"}
@@ -283,17 +284,15 @@ class _Training:
     def _standardise(self) -> bool:
         """Mean and scale of training rows, the same for all lenses and rounds; False after a stop.
 
-        Of the rows that the first round needs, or of more where there are few lenses: a lens then does not
-        depend on when the others leave.
+        Of rows drawn from the whole pack: a lens then depends neither on when the others leave, nor on which
+        others are trained with it.
         """
-        each = max(self.growth[0], -(-_LEAST_ROWS // max(2 * len(self.active), 1)))
-        samples = {s.text: s for j in self.active for s in [*j.positive[:each], *j.negative[:each]]}
-        if not self.bank.ensure(samples.values(), iteration_hook=self.emit or None):
+        typical = self.samples.drawn("train", _TYPICAL)
+        if not self.bank.ensure(typical, iteration_hook=self.emit or None):
             return False
-        # In an order of its own, so that rounding does not depend on the order of the pack.
-        ordered = [samples[text] for text in sorted(samples)]
-        self.mean, self.scale = statistics(rows_of(self.bank, ordered).flatten(0, 1))
-        self.typical_norm = float(rows_of(self.bank, ordered).norm(dim=-1).median())
+        rows = rows_of(self.bank, typical)
+        self.mean, self.scale = statistics(rows.flatten(0, 1))
+        self.typical_norm = float(rows.norm(dim=-1).median())
         for job in self.active:
             job.mean, job.scale = self.mean, self.scale
         return True
@@ -390,7 +389,8 @@ class _Training:
         fitted = [j for j in jobs if j.w is not None]
         needs = self.judge.needs(fitted)
         ready = fitted
-        if self.emit.stop or not self.bank.ensure(needs, iteration_hook=self.emit or None):
+        wanted = [*needs, *self.judge.strangers] if fitted else []
+        if self.emit.stop or not self.bank.ensure(wanted, iteration_hook=self.emit or None):
             ready = [j for j in fitted if all(s in self.bank for s in self.judge.needs([j]))]
         if ready:
             self.judge.read(ready)
