@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from interp.lock import is_running
 
-__all__ = ["digest", "file_hash", "read_json", "sweep", "whole", "write_json", "write_text"]
+__all__ = ["append", "digest", "file_hash", "read_json", "sweep", "whole", "write_json", "write_text"]
 
 #: ``.name.host-pid-random.part``; the host as eight hex digits.
 _PART = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part")
@@ -58,6 +58,23 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def append(path: str | os.PathLike[str], line: str) -> None:
+    """Add a line to a file and put it on the disk; a kill leaves the line, a part of it, or nothing.
+
+    Raises
+    ------
+    OSError
+        If the disk does not take it, naming `path`.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _not_written(Path(path), error) from error
+
+
 def write_text(path: str | os.PathLike[str], text: str, *, exist_ok: bool = True) -> Path:
     """Write a whole text file or nothing, UTF-8.
 
@@ -77,15 +94,9 @@ def write_text(path: str | os.PathLike[str], text: str, *, exist_ok: bool = True
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
-    """Write a JSON object with a hash of its content (``sha256``), whole or not at all.
-
-    Raises
-    ------
-    ValueError
-        If it holds NaN or infinity, which JSON does not have.
-    """
+    """Write a JSON object with a hash of its content (``sha256``), whole or not at all."""
     sealed = {**content, "sha256": _json_hash(content)}
-    return write_text(path, json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, json.dumps(sealed, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -151,7 +162,7 @@ def _host() -> str:
 
 def _json_hash(content: Mapping[str, Any]) -> str:
     # Through JSON and back first: a reader has lists for tuples, and strings for the keys.
-    plain = json.loads(json.dumps(content, allow_nan=False))
+    plain = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -161,7 +172,7 @@ def _not_written(path: Path, error: Exception) -> OSError:
     if number is None and (found := re.search(r"os error (\d+)", str(error))):
         number = int(found[1])
     if number is None:
-        return OSError(f"could not write {path}: {error}")
+        return OSError(errno.EIO, f"could not write {path}: {error}")
     hint = ": make room and run again" if number in (errno.ENOSPC, errno.EDQUOT) else ""
     return OSError(number, f"could not write {path} ({os.strerror(number)}){hint}")
 

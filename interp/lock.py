@@ -120,7 +120,6 @@ class lock:
                     raise self._refusal(before, unsure=True)
                 os.ftruncate(fd, 0)
                 os.write(fd, json.dumps(self._own).encode())
-                os.fsync(fd)
             except BlockingIOError:
                 os.close(fd)
                 raise self._refusal(_holder(self.path)) from None

@@ -161,13 +161,13 @@ def killing(fn: Callable[..., Any], call: int, *, before: bool) -> Callable[...,
 @pytest.mark.parametrize(
     ("name", "call", "before"),
     [
-        ("write_text", 1, True),  # the folder exists, the manifest does not
-        ("_flush", 2, False),  # a shard under its temporary name
+        ("write_json", 1, True),  # the folder exists, the manifest does not
+        ("os.fsync", 3, False),  # a shard under its temporary name (the manifest's calls come first)
         ("file_hash", 3, False),
         ("os.replace", 3, False),  # a shard renamed (the first call is the manifest's), not in the journal
-        ("os.fsync", 6, False),  # a line in the journal
-        ("write_text", 2, True),  # all shards done, the manifest not
-        ("write_text", 2, False),  # the manifest done, the journal still there
+        ("os.fsync", 8, False),  # a line in the journal
+        ("write_json", 2, True),  # all shards done, the manifest not
+        ("write_json", 2, False),  # the manifest done, the journal still there
     ],
 )
 def test_killed_at_every_step(name: str, call: int, before: bool, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_killed_at_every_step(name: str, call: int, before: bool, tmp_path: Path
     acts = capture(model, prompts, out=out, **OPTIONS)
     same(acts, capture(model, prompts, **OPTIONS), exact=False)
     same(Activations.load(out), acts)
-    assert not list(out.glob("*.tmp"))
+    assert not list(out.glob(".*"))
     n_shards = len(list(out.glob("shard-*")))
     assert n_shards == len(json.loads((out / "manifest.json").read_text())["shards"])
 
@@ -212,7 +212,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
 def test_another_run_is_refused(tmp_path: Path) -> None:
     prompts = sequences(0, LENGTHS)
     capture(zoo("llama"), prompts, out=tmp_path, **OPTIONS)
-    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir() if p.name != ".lock"}
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     for model, items, change, what in (
         (zoo("mistral"), prompts, {}, "model"),
         (zoo("llama"), prompts[:3], {}, "prompts_hash"),
@@ -223,7 +223,7 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(FileExistsError, match=f"another run: its {what} is"):
             capture(model, items, out=tmp_path, **{**OPTIONS, **change})
-    assert before == {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir() if p.name != ".lock"}
+    assert before == {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     other = tmp_path / "other"
     other.mkdir()
     (other / "notes.txt").write_text("mine")
@@ -272,7 +272,7 @@ def test_a_damaged_shard_is_refused_by_name(tmp_path: Path) -> None:
     shard.write_bytes(good)
     assert Activations.load(tmp_path)["resid_post.0"].shape[1] == 32
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match=r"manifest\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
         Activations.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="no captured activations"):
         Activations.load(tmp_path / "nowhere")
@@ -282,14 +282,14 @@ def test_a_full_disk_leaves_whole_shards(tmp_path: Path, monkeypatch: pytest.Mon
     model, prompts = zoo("llama"), sequences(0, LENGTHS)
     calls = []
 
-    def full(path: Path) -> None:
-        calls.append(path)
-        if len(calls) == 3:
+    def full(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) == 9:  # two for the manifest, three for each shard
             raise OSError(28, "No space left on device")
-        flush(path)
+        fsync(fd)
 
-    flush = store._flush
-    monkeypatch.setattr(store, "_flush", full)
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"shard-00002.*No space left.*2 shards before it are intact"):
         capture(model, prompts, out=tmp_path, **OPTIONS)
     monkeypatch.undo()
@@ -301,7 +301,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     capture(zoo("llama"), sequences(0, LENGTHS), out=tmp_path, **OPTIONS)
     held = store.Folder(tmp_path)
-    with pytest.raises(RuntimeError, match="another process"):
+    with pytest.raises(RuntimeError, match=rf"being written by process {os.getpid()} on .* since"):
         capture(zoo("llama"), sequences(0, LENGTHS), out=tmp_path, **OPTIONS)
     held.close()
     capture(zoo("llama"), sequences(0, LENGTHS), out=tmp_path, **OPTIONS)

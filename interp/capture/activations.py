@@ -387,7 +387,7 @@ class Activations:
         ValueError
             If nothing was projected: rows themselves are for safetensors, not for JSON.
         """
-        from interp.capture.store import write_text
+        from interp.files import write_text
 
         if not self.projected:
             raise ValueError("nothing to export: the capture had no vectors to project on")

@@ -13,9 +13,9 @@ from interp.capture.activations import Activations
 from interp.capture.model import Model, load_model
 from interp.capture.prompts import SHIPPED, Prompts, shipped
 from interp.capture.record import capture
-from interp.capture.store import write_text
 from interp.capture.traits import TRAITS, TraitVectors
 from interp.events import Hook
+from interp.files import write_text
 
 __all__ = ["run_plan"]
 
@@ -142,7 +142,7 @@ def _read_sets(prompts: Sequence[str], files: Sequence[str | os.PathLike[str]]) 
 
 
 def _trait_names(traits: Sequence[str], root: Path) -> list[str]:
-    known = sorted({*TRAITS, *(p.stem for p in (root / "traits").glob("*.safetensors"))})
+    known = sorted({*TRAITS, *(p.stem for p in (root / "traits").glob("*.json"))})
     names: list[str] = []
     for asked in traits:
         found = [k for k in known if k == asked] or [k for k in known if k.startswith(asked)]
@@ -159,7 +159,7 @@ def _trait_names(traits: Sequence[str], root: Path) -> list[str]:
 
 def _trait(name: str, root: Path, model: Model) -> TraitVectors:
     path = root / "traits" / name
-    if path.with_name(name + ".safetensors").exists():
+    if path.with_name(name + ".json").exists():
         return TraitVectors.load(path, model)
     logger.info("fitting trait %s on the contrast set of the package", name)
     fitted = TraitVectors.fit(model, [name])

@@ -4,22 +4,23 @@
 
     folder/
       manifest.json      what was captured, of what, and every shard with its hash
-      journal.jsonl      while running: one line per finished shard
+      journal.jsonl      while running: one line per finished shard, with a hash of the line
       shard-00000.safetensors …
 
-A shard is written under another name, flushed, renamed, and only then entered in the journal, so that a run
-killed at any moment leaves whole shards and resumes behind them. A shard is plain safetensors: a tensor per
-site (``resid_post.3``), ``projection/<site>``, and ``token_ids``, ``prompts``, ``lengths``, ``n_prompt``.
+A shard is written under another name, flushed, renamed (`interp.files.whole`), and only then entered in the
+journal, so that a run killed at any moment leaves whole shards and resumes behind them. A shard is plain
+safetensors: a tensor per site (``resid_post.3``), ``projection/<site>``, and ``token_ids``, ``prompts``,
+``lengths``, ``n_prompt``.
 Sites that are the same state are stored once: ``same_as`` in the manifest says where.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ import torch
 from torch import Tensor
 
 from interp.capture.activations import Shard
+from interp.files import append, file_hash, read_json, sweep, whole, write_json, write_text
+from interp.lock import lock
 
-__all__ = ["Folder", "Memory", "StoredShard", "open_folder", "write_text"]
+__all__ = ["Folder", "Memory", "StoredShard", "open_folder"]
 
 FORMAT = "interp-activations 1"
 MANIFEST, JOURNAL = "manifest.json", "journal.jsonl"
@@ -52,8 +55,12 @@ IDENTITY = (
 class StoredShard(Shard):
     """A shard in a file. Tensors are read when asked for."""
 
-    def __init__(self, path: Path, entry: dict[str, Any], *, verify: bool) -> None:
-        self.path = path
+    def __init__(self, folder: Path, entry: dict[str, Any], *, verify: bool) -> None:
+        if not re.fullmatch(r"shard-\d+\.safetensors", entry["file"]):
+            raise ValueError(
+                f"{folder} names {entry['file']!r} as a shard, which interp never writes: damaged"
+            )
+        self.path = path = folder / entry["file"]
         self._sha256 = entry["sha256"] if verify else None
         if not path.is_file():
             raise FileNotFoundError(f"shard {path} is missing: the manifest lists it")
@@ -142,12 +149,15 @@ class Folder:
         Whether the run that it holds is finished.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
         self.entries: list[dict[str, Any]] = []
         self.shards: list[StoredShard] = []
         self.complete = False
-        self._lock = _lock(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"{self.path} is a file: give a folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(self.path)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], meta: dict[str, Any]) -> Folder:
@@ -157,13 +167,18 @@ class Folder:
         ------
         FileExistsError
             If it holds anything: nothing is overwritten.
+        LockedError
+            If another process is writing there.
+        OSError
+            If it cannot be written in.
         """
-        path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FileExistsError(f"{path} exists and is not empty: give another folder")
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(path / MANIFEST, _manifest(meta, complete=False))
-        return cls(path)
+        folder = cls(path)
+        try:
+            folder._begin(meta)
+        except BaseException:
+            folder.close()
+            raise
+        return folder
 
     @classmethod
     def create_or_resume(cls, path: str | os.PathLike[str], meta: dict[str, Any]) -> Folder:
@@ -175,38 +190,41 @@ class Folder:
             If the folder holds something else: another model's, other prompts' or another setting's run (said
             which).
         ValueError
-            If a finished shard is damaged (named).
+            If a finished shard, the manifest or the journal is damaged (named).
+        LockedError, OSError
+            As `create`.
         """
-        path = Path(path)
-        if not (path / MANIFEST).exists():
-            # A kill between mkdir and the first manifest leaves the lock file and an unfinished manifest.
-            if path.is_dir():
-                for leftover in [*path.glob("*.tmp"), path / ".lock"]:
-                    leftover.unlink(missing_ok=True)
-            return cls.create(path, meta)
-        found = read_manifest(path)
-        differing = [k for k in IDENTITY if _json(found.get(k)) != _json(meta[k])]
-        if differing:
-            k = differing[0]
-            raise FileExistsError(
-                f"{path} holds another run: its {k} is {_brief(found.get(k))}, this one's is "
-                f"{_brief(meta[k])}. "
-                "Give another folder"
-            )
         folder = cls(path)
         try:
+            if not (folder.path / MANIFEST).exists():
+                folder._begin(meta)
+                return folder
+            found = read_manifest(folder.path)
+            differing = [k for k in IDENTITY if _json(found.get(k)) != _json(meta[k])]
+            if differing:
+                k = differing[0]
+                raise FileExistsError(
+                    f"{path} holds another run: its {k} is {_brief(found.get(k))}, this one's is "
+                    f"{_brief(meta[k])}. "
+                    "Give another folder"
+                )
             folder._resume(found)
         except BaseException:
             folder.close()
             raise
         return folder
 
+    def _begin(self, meta: dict[str, Any]) -> None:
+        sweep(self.path)
+        if any(file != self._lock.path for file in self.path.iterdir()):
+            raise FileExistsError(f"{self.path} exists and is not empty: give another folder")
+        write_json(self.path / MANIFEST, _manifest(meta, complete=False))
+
     def _resume(self, found: dict[str, Any]) -> None:
-        for leftover in self.path.glob("*.tmp"):
-            leftover.unlink()
+        sweep(self.path)
         self.complete = found["complete"]
         self.entries = found["shards"] if self.complete else list(_journal(self.path))
-        self.shards = [StoredShard(self.path / e["file"], e, verify=True) for e in self.entries]
+        self.shards = [StoredShard(self.path, e, verify=True) for e in self.entries]
         for shard in self.shards:
             shard.verify()
         named = {entry["file"] for entry in self.entries}
@@ -214,13 +232,11 @@ class Folder:
             if stray.name not in named:  # renamed, then killed before its line in the journal
                 stray.unlink()
         if not self.complete:  # a line cut short by the kill goes
-            write_text(self.path / JOURNAL, "".join(_json(e) + "\n" for e in self.entries))
+            write_text(self.path / JOURNAL, "".join(_line(e) + "\n" for e in self.entries))
 
     def close(self) -> None:
         """Let go of the folder."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def add(self, shard: Shard) -> None:
         """Write one shard and enter it in the journal.
@@ -230,44 +246,38 @@ class Folder:
         OSError
             If the disk does not take it; earlier shards are intact.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         name = f"shard-{len(self.entries):05d}.safetensors"
-        target, temporary = self.path / name, self.path / (name + ".tmp")
+        target = self.path / name
         tensors = {k: v.contiguous() for k, v in shard.tensors.items()}
         tensors["token_ids"] = shard.token_ids
         for key in ("prompts", "lengths", "n_prompt"):
             tensors[key] = torch.tensor(getattr(shard, key), dtype=torch.int64)
         try:
-            save_file(tensors, temporary, metadata={"token_strings": _json(shard.token_strings)})
-            _flush(temporary)
-            entry = {
-                "file": name,
-                "bytes": temporary.stat().st_size,
-                "sha256": file_hash(temporary),
-                "prompts": shard.prompts,
-                "lengths": shard.lengths,
-                "n_prompt": shard.n_prompt,
-            }
-            os.replace(temporary, target)
-            with open(self.path / JOURNAL, "a", encoding="utf-8") as f:
-                f.write(_json(entry) + "\n")
-                f.flush()
-                os.fsync(f.fileno())
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            with whole(target) as part:
+                save_file(tensors, part, metadata={"token_strings": _json(shard.token_strings)})
+                entry = {
+                    "file": name,
+                    "bytes": part.stat().st_size,
+                    "sha256": file_hash(part),
+                    "prompts": shard.prompts,
+                    "lengths": shard.lengths,
+                    "n_prompt": shard.n_prompt,
+                }
+            append(self.path / JOURNAL, _line(entry))
+        except OSError as error:
             raise OSError(
-                f"could not write {target}: {error}. The {len(self.entries)} shards before it are intact; "
-                "make room and run again to go on behind them"
+                error.errno,
+                f"{error.strerror}. The {len(self.entries)} shards before it are intact: run again to go on "
+                "behind them",
             ) from error
         self.entries.append(entry)
-        self.shards.append(StoredShard(target, entry, verify=False))
+        self.shards.append(StoredShard(self.path, entry, verify=False))
 
     def finish(self, meta: dict[str, Any]) -> None:
         """Write the manifest with all shards; the journal goes."""
-        write_text(self.path / MANIFEST, _manifest(meta, complete=True, shards=self.entries))
+        write_json(self.path / MANIFEST, _manifest(meta, complete=True, shards=self.entries))
         (self.path / JOURNAL).unlink(missing_ok=True)
 
 
@@ -282,7 +292,7 @@ def open_folder(folder: str | os.PathLike[str], *, verify: bool) -> tuple[dict[s
     path = Path(folder)
     meta = read_manifest(path)
     entries = meta["shards"] if meta["complete"] else list(_journal(path))
-    return meta, [StoredShard(path / e["file"], e, verify=verify) for e in entries]
+    return meta, [StoredShard(path, e, verify=verify) for e in entries]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -298,66 +308,40 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"no captured activations in {folder}: there is no {MANIFEST}")
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): it is damaged") from error
+    meta = read_json(path)
     if meta.get("format") != FORMAT:
         raise ValueError(f"{path} has format {meta.get('format')!r}, expected {FORMAT!r}")
     return meta
 
 
-def write_text(path: str | os.PathLike[str], text: str, *, exist_ok: bool = True) -> Path:
-    """Write a whole file or nothing, under a temporary name that is then renamed.
-
-    Raises
-    ------
-    FileExistsError
-        If the file exists and `exist_ok` is false.
-    """
-    path = Path(path)
-    if not exist_ok and path.exists():
-        raise FileExistsError(f"{path} exists: give another name, or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-    return path
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+def _line(entry: dict[str, Any]) -> str:
+    """An entry of the journal: checksum, space, JSON."""
+    text = _json(entry)
+    return f"{zlib.crc32(text.encode()):08x} {text}"
 
 
 def _journal(path: Path) -> Iterator[dict[str, Any]]:
-    with suppress(FileNotFoundError):
-        for line in (path / JOURNAL).read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError:  # cut short by a kill: its shard is done again
-                return
+    journal = path / JOURNAL
+    lines = journal.read_bytes().split(b"\n") if journal.exists() else [b""]
+    for number, line in enumerate(lines[:-1], 1):
+        checksum, _, text = line.partition(b" ")
+        if checksum != b"%08x" % zlib.crc32(text):
+            raise ValueError(
+                f"{journal} is damaged: line {number} does not match its checksum. Restore it, or capture "
+                "again into another folder"
+            )
+        yield json.loads(text)
+    # What follows the last line feed was cut short by a kill: its shard is done again.
 
 
-def _manifest(meta: dict[str, Any], *, complete: bool, shards: list[dict[str, Any]] | None = None) -> str:
-    return json.dumps(
-        {**meta, "format": FORMAT, "complete": complete, "shards": shards or []},
-        ensure_ascii=False,
-        indent=1,
-    )
+def _manifest(
+    meta: dict[str, Any], *, complete: bool, shards: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    return {**meta, "format": FORMAT, "complete": complete, "shards": shards or []}
 
 
 def _damaged(path: Path, how: str) -> ValueError:
     return ValueError(f"shard {path} is damaged: {how}. Restore it, or capture again into another folder")
-
-
-def _flush(path: Path) -> None:
-    with open(path, "rb+") as f:
-        os.fsync(f.fileno())
 
 
 def _json(value: Any) -> str:
@@ -367,18 +351,3 @@ def _json(value: Any) -> str:
 def _brief(value: Any) -> str:
     text = _json(value)
     return text if len(text) <= 120 else text[:117] + "…"
-
-
-def _lock(path: Path) -> Any:
-    """Hold the folder for this process; the system lets go of it when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: no such lock
-        return None
-    file = open(path / ".lock", "w")  # noqa: SIM115 - held until __exit__
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise RuntimeError(f"{path} is being written by another process") from error
-    return file

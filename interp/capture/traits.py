@@ -11,7 +11,6 @@ mixed.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,7 +26,7 @@ from interp.capture import statistics as stats
 from interp.capture.model import Model
 from interp.capture.prompts import Prompt, Prompts
 from interp.capture.record import capture
-from interp.capture.store import write_text
+from interp.files import file_hash, read_json, whole, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -280,21 +279,16 @@ class TraitVectors(Mapping[str, Trait]):
         path = Path(path)
         weights = path.with_name(path.name + ".safetensors")
         about = path.with_name(path.name + ".json")
-        for file in (weights, about):
-            if file.exists():
+        for file in (about, weights):
+            # Weights of ours without the description, which is written last, are what a kill left.
+            if file.exists() and not (file == weights and _is_ours(weights)):
                 raise FileExistsError(f"{file} exists: give another name, or remove it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = weights.with_name(weights.name + ".tmp")
-        save_file(
-            {f"{t.name}/{s}": v.contiguous() for t in self.values() for s, v in t.vectors.items()}, temporary
-        )
-        os.replace(temporary, weights)
+        tensors = {f"{t.name}/{s}": v.contiguous() for t in self.values() for s, v in t.vectors.items()}
+        with whole(weights) as part:
+            save_file(tensors, part, metadata={"format": FORMAT})
         traits = [{k: v for k, v in vars(t).items() if k != "vectors"} for t in self.values()]
-        write_text(
-            about,
-            json.dumps({"format": FORMAT, "model": self.model, "traits": traits}, indent=1),
-            exist_ok=False,
-        )
+        content = {"format": FORMAT, "model": self.model, "traits": traits, "weights": file_hash(weights)}
+        write_json(about, content)
         return path
 
     @classmethod
@@ -320,9 +314,11 @@ class TraitVectors(Mapping[str, Trait]):
         for file in (about, weights):
             if not file.is_file():
                 raise FileNotFoundError(f"no trait vectors at {path}: {file.name} is missing")
-        content = json.loads(about.read_text(encoding="utf-8"))
+        content = read_json(about)
         if content.get("format") != FORMAT:
             raise ValueError(f"{about} has format {content.get('format')!r}, expected {FORMAT!r}")
+        if file_hash(weights) != content["weights"]:
+            raise ValueError(f"{weights} is damaged: its hash is not the one in {about.name}. Fit again")
         if model is not None and content["model"]["fingerprint"] != model.fingerprint:
             raise ValueError(
                 f"the trait vectors at {path} belong to {content['model']['name']} "
@@ -339,6 +335,16 @@ class TraitVectors(Mapping[str, Trait]):
             }
             traits.append(Trait(**t, vectors=mine))
         return cls(traits, content["model"])
+
+
+def _is_ours(weights: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except SafetensorError:
+        return False
 
 
 def _pooled(
