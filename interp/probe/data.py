@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import scipy.sparse as sp
+
+from interp.files import digest, whole
 
 __all__ = ["Shard", "check_shard", "columns", "latent_blocks", "load_csr", "load_labels", "shards"]
 
@@ -320,17 +320,7 @@ def load_csr(path: str | os.PathLike[str]) -> sp.csr_array:
             if kind not in (b"csr", "csr"):
                 raise ValueError(f"it holds a {kind!r} matrix, expected CSR")
             x = sp.csr_array((file["data"], file["indices"], file["indptr"]), shape=tuple(file["shape"]))
-    # What a damaged ZIP archive raises is any of these.
-    except (
-        ValueError,
-        KeyError,
-        OSError,
-        EOFError,
-        RuntimeError,
-        BadZipFile,
-        zlib.error,
-        struct.error,
-    ) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{path} is damaged or no SciPy CSR file: {error}") from error
     _check_indices(x, str(path))
     return x
@@ -357,22 +347,9 @@ def load_labels(path: str | os.PathLike[str], n_rows: int | None = None) -> np.n
 
 def write_metrics_npz(path: str | os.PathLike[str], **arrays: np.ndarray) -> Path:
     """Write ``probe1d_metrics.npz`` (loss, weights, biases, tp, fp, tn, fn), whole or not at all."""
-    with written_whole(path) as partial, open(partial, "wb") as file:
+    with whole(path) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     return Path(path)
-
-
-@contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; renamed to `path` when the block ends well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_safetensors(
@@ -386,19 +363,10 @@ def write_safetensors(
     from safetensors.numpy import save_file
 
     meta = {"format": format, "version": version, **meta}
-    meta["sha256"] = _digest(meta, tensors)
-    with written_whole(path) as partial:
+    meta["sha256"] = digest(meta, tensors)
+    with whole(path) as partial:
         save_file(tensors, partial, metadata={"interp": json.dumps(meta)})
     return Path(path)
-
-
-def _digest(meta: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
-    for name in sorted(tensors):
-        a = np.ascontiguousarray(tensors[name])
-        digest.update(f"{name} {a.dtype.str} {a.shape}".encode())
-        digest.update(a.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def read_safetensors(
@@ -426,6 +394,6 @@ def read_safetensors(
     found = meta.get("format"), meta.get("version")
     if found != (format, version):
         raise ValueError(f"{path} holds {found[0]!r} version {found[1]!r}, expected {format!r} {version}")
-    if meta.pop("sha256", None) != _digest(meta, tensors):
+    if meta.pop("sha256", None) != digest(meta, tensors):
         raise ValueError(f"{path} is damaged: its digest does not match its content")
     return meta, tensors
