@@ -52,12 +52,13 @@ def test_a_relative_in_the_direct_line_is_no_sibling():
 def test_round_trip(tmp_path):
     p = pack(
         concept("a", [], 0, ["One.", {"text": "Two.", "source": "s"}], ["Three."]),
-        concept("b", [], 0, ["Four."]),
+        concept("b", [], 0, ["Four.", {"text": "Five.", "also": ["a"]}]),
     )
     again = ConceptPack.load(p.save(tmp_path / "p.json"))
     assert again.to_dict() == p.to_dict()
     assert again.hash == p.hash
     assert again["a"].positive[1].source == "s"
+    assert again["b"].positive[1].also == ("a",)
     other = pack(*reversed(p.to_dict()["concepts"]))
     assert other.hash == p.hash
     changed = copy.deepcopy(p.to_dict())
@@ -89,6 +90,18 @@ def test_round_trip(tmp_path):
         (
             lambda d: d["concepts"][0].update(examples={"positive": ["x"], "negative": ["x"]}),
             "'x' is both a positive and a negative",
+        ),
+        (
+            lambda d: d["concepts"][0].update(examples={"positive": [{"text": "x", "also": ["zebra"]}]}),
+            "'x' of 'a' also shows 'zebra', which is not in the pack",
+        ),
+        (
+            lambda d: d["concepts"][0].update(examples={"positive": [{"text": "x", "also": "b"}]}),
+            r"positive\[0\]: also must be a list of ids",
+        ),
+        (
+            lambda d: d["concepts"][0].update(examples={"negative": [{"text": "x", "also": ["b"]}]}),
+            "only positive examples can have also",
         ),
     ],
 )

@@ -245,6 +245,45 @@ def test_polysemous_texts_are_no_negatives():
         assert not {n.filler for n in negative} & set(shared)
 
 
+def test_a_text_that_also_shows_a_concept_is_no_negative_for_it():
+    """Nor for what is above the concept; for the others it is one as ever."""
+    data = lens_world.pack().to_dict()
+    by_id = {c["id"]: c for c in data["concepts"]}
+    texts = by_id["car"]["examples"]["positive"]
+    texts[:30] = [{"text": t, "also": ["bird"]} for t in texts[:30]]
+    also, every = {e["text"] for e in texts[:30]}, {t if isinstance(t, str) else t["text"] for t in texts}
+    s = Samples(ConceptPack.from_dict(data))
+    for split in SPLITS:
+        drawn = {
+            c: {n.filler for n in s.negatives(c, split, s.positives(c, split) * 3)} & every
+            for c in ("bird", "animal", "boat")
+        }
+        assert not drawn["bird"] & also
+        assert not drawn["animal"] & also
+        assert drawn["boat"] & also
+        assert drawn["animal"]
+    assert {n.filler for n in s.positives("car", "train")} & also
+
+
+def test_negatives_of_the_shipped_pack_do_not_show_their_concept():
+    """By the words of the language, not by what the pack says."""
+    from interp.tiny import grammar
+    from interp.tiny.concepts import class_ids
+
+    pack = ConceptPack.load("tiny")
+    samples = Samples(pack)
+    # "a hand tool" has no hand
+    names = {part for name in grammar.LEAF if " " in name for part in name.split()}
+    classes = {word: set(ids) for word, ids in grammar.classes_of().items() if word not in names}
+    for concept in [*pack.at_level(0), *pack.at_level(1)[::3], *pack.at_level(2)[::10]]:
+        own = class_ids(concept)
+        like = samples.positives(concept, "test", heldout=True)
+        for sample in samples.negatives(concept, "test", like * 3, siblings_only=True):
+            words = set(normalise(sample.filler).split())
+            surely = {w for w in words if classes.get(w) and classes[w] <= own}
+            assert not surely, (concept, sample.filler)
+
+
 def test_heldout_templates_are_in_the_test_split_only(samples):
     held = samples.positives("bird", "test", heldout=True)
     assert {s.template for s in held} <= set(samples.templates.heldout)

@@ -2,8 +2,8 @@
 
 A row is the pooled state of one prompt at one site. Its key is a hash of the prompt; the bank as a whole
 belongs to one model (weights, revision, dtype, attention), site and pooling. With a folder, rows are kept in
-safetensors shards, each written under a temporary name and renamed: a killed run finds all finished shards
-again.
+safetensors shards, each whole or not there and named by its hash: a killed run finds all finished shards again,
+a damaged one is refused, and several processes may add to one folder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from interp.events import BatchEnd, Event, Hook
+from interp.files import file_hash, sweep, whole, write_json
 
 if TYPE_CHECKING:
     from interp.capture.activations import Shard
@@ -154,8 +154,8 @@ class Bank:
         if folder is not None:
             digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
             self.folder = Path(folder) / f"{site}-{pooling}-{digest}"
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "bank.json").write_text(json.dumps(self.identity, indent=1) + "\n")
+            write_json(self.folder / "bank.json", self.identity)  # for people; the folder's name says it all
+            sweep(self.folder, locked=False)
             self._load()
 
     def __len__(self) -> int:
@@ -402,15 +402,15 @@ class Bank:
     # ------------------------------------------------------------------ the folder
 
     def _write(self, keys: list[bytes], block: dict[str, Tensor], texts: list[str]) -> None:
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         assert self.folder is not None
         tensors = {name: t.contiguous() for name, t in block.items()}
         tensors["keys"] = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, 16)
-        name = f"{len(self._index):08d}-{uuid.uuid4().hex[:8]}.safetensors"
-        draft = self.folder / f".{name}.tmp"
-        save_file(tensors, draft, metadata={"texts": json.dumps(texts)})
-        os.replace(draft, self.folder / name)
+        content = save(tensors, metadata={"texts": json.dumps(texts)})
+        name = f"{len(self._index):08d}-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+        with whole(self.folder / name) as part:
+            part.write_bytes(content)
 
     def _load(self) -> None:
         from safetensors import SafetensorError, safe_open
@@ -418,12 +418,14 @@ class Bank:
         assert self.folder is not None
         for file in sorted(self.folder.glob("[0-9]*.safetensors")):
             try:
+                if file_hash(file)[:16] != file.stem[9:]:
+                    raise ValueError("its content does not match the hash in its name")
                 with safe_open(file, framework="pt") as f:
                     keys = [bytes(k) for k in f.get_tensor("keys").numpy()]
                     kinds = ["rows", "tokens", *(["replies"] if self.continuation else [])]
                     block = {kind: f.get_tensor(kind) for kind in kinds}
                     texts = json.loads(f.metadata()["texts"])
-            except (SafetensorError, OSError, KeyError, TypeError) as error:
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"the bank's shard {file} is damaged ({error}); delete it, its prompts are then run again"
                 ) from error

@@ -6,8 +6,9 @@ A pack is JSON::
       {"id": "robin", "term": "robin", "definition": "a small bird", "parents": ["bird"], "level": 2,
        "examples": {"positive": ["A robin sings."], "negative": ["Robin Hood robs the rich."]}}]}
 
-An example is a string, or ``{"text": ..., "source": ...}`` where examples of one source (a document, a
-writer, a paraphrased original) must stay on one side of every split.
+An example is a string, or ``{"text": ..., "source": ..., "also": [...]}``. Examples of one source (a
+document, a writer, a paraphrased original) stay on one side of every split. ``also`` lists the ids of other
+concepts that a positive example shows: it is no negative for them, nor for what is above them.
 
 An ontology *level* (0: the roots) says how special a concept is. It has nothing to do with the layers
 of a model, which are part of a *site* (``resid_post.2``).
@@ -33,15 +34,16 @@ OntologyLevel = NewType("OntologyLevel", int)
 _PACK_FIELDS = {"name", "version", "concepts"}
 _CONCEPT_FIELDS = {"id", "term", "definition", "parents", "level", "examples"}
 _EXAMPLE_KINDS = {"positive", "negative"}
-_EXAMPLE_FIELDS = {"text", "source"}
+_EXAMPLE_FIELDS = {"text", "source", "also"}
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text, and where it comes from ("" if the pack does not say)."""
+    """One text, where it comes from ("" if the pack does not say), and what else it shows."""
 
     text: str
     source: str = ""
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,14 @@ class Concept:
         """The concept as the JSON of a pack."""
 
         def plain(example: Example) -> Any:
-            return {"text": example.text, "source": example.source} if example.source else example.text
+            if not (example.source or example.also):
+                return example.text
+            found: dict[str, Any] = {"text": example.text}
+            if example.source:
+                found["source"] = example.source
+            if example.also:
+                found["also"] = list(example.also)
+            return found
 
         return {
             "id": self.id,
@@ -103,7 +112,7 @@ class ConceptPack:
     Raises
     ------
     ValueError
-        For duplicate ids, a parent that is not in the pack, or a cycle; each is named.
+        For duplicate ids, a parent or an ``also`` that is not in the pack, or a cycle; each is named.
     """
 
     def __init__(self, name: str, version: str, concepts: list[Concept]) -> None:
@@ -124,6 +133,13 @@ class ConceptPack:
                         "pack; add it or remove it from parents"
                     )
                 self._children[parent].append(concept.id)
+            for example in concept.positive:
+                for other in example.also:
+                    if other not in self._concepts:
+                        raise ValueError(
+                            f"pack {name!r}: the example {example.text[:60]!r} of {concept.id!r} also shows "
+                            f"{other!r}, which is not in the pack; add it or remove it from also"
+                        )
         self._refuse_cycles()
         for concept in concepts:
             for parent in concept.parents:
@@ -331,6 +347,8 @@ def _read_concept(data: Any, where: str) -> Concept:
     _warn_unknown(set(examples) - _EXAMPLE_KINDS, f"{where}: examples")
     positive = _read_examples(examples.get("positive", []), f"{where}: examples.positive")
     negative = _read_examples(examples.get("negative", []), f"{where}: examples.negative")
+    if any(e.also for e in negative):
+        raise ValueError(f"{where}: examples.negative: only positive examples can have also")
     both = {e.text for e in positive} & {e.text for e in negative}
     if both:
         raise ValueError(f"{where}: {min(both)!r} is both a positive and a negative example; keep one")
@@ -352,10 +370,14 @@ def _read_examples(data: Any, where: str) -> tuple[Example, ...]:
         if isinstance(item, str):
             example = Example(item.strip())
         else:
-            _expect(item, dict, f"{where}[{i}]", "a string or an object with text and source")
+            _expect(item, dict, f"{where}[{i}]", "a string or an object with text")
             _warn_unknown(set(item) - _EXAMPLE_FIELDS, f"{where}[{i}]")
             _expect(item.get("text"), str, f"{where}[{i}]: text", "a string")
-            example = Example(item["text"].strip(), str(item.get("source", "")))
+            also = item.get("also", [])
+            _expect(also, list, f"{where}[{i}]: also", "a list of ids")
+            for other in also:
+                _expect(other, str, f"{where}[{i}]: also", "a list of ids")
+            example = Example(item["text"].strip(), str(item.get("source", "")), tuple(also))
         if not example.text:
             raise ValueError(f"{where}[{i}] is empty; write a text or remove it")
         found.setdefault(example.text, example)

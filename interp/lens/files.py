@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import re
 import uuid
 from pathlib import Path
 from typing import Any
 
+from interp.files import file_hash, read_json, sweep, whole, write_json
 from interp.lens.library import Lenses
 from interp.lens.report import LensReport
+from interp.lock import lock
 
 __all__ = ["load", "save"]
 
@@ -21,6 +23,13 @@ def save(lenses: Lenses, folder: str | os.PathLike[str]) -> Path:
     """Write lenses into a folder, in place of lenses that are there.
 
     The JSON is renamed into place last and names the tensor file, so no reader sees half of two versions.
+
+    Raises
+    ------
+    LockedError
+        If another process is writing there.
+    OSError
+        If the disk does not take them; lenses that were there are untouched.
     """
     from safetensors.torch import save_file
 
@@ -30,25 +39,27 @@ def save(lenses: Lenses, folder: str | os.PathLike[str]) -> Path:
     tensors |= {f"negatives.{k}": v for k, v in lenses.negatives.items()}
     tensors |= {f"mlp.{k}": v for k, v in (lenses.mlp or {}).items()}
     name = f"lenses-{uuid.uuid4().hex[:12]}.safetensors"
-    draft = folder / f".{name}.tmp"
-    save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, draft)
-    os.replace(draft, folder / name)
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "normalisation": "standardised",
-        "tensors": name,
-        "meta": _without_nan(lenses.meta),
-        "reports": [r.to_dict() for r in lenses.reports],
-    }
-    draft = folder / ".lenses.json.tmp"
-    draft.write_text(
-        json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    os.replace(draft, folder / "lenses.json")
-    for old in folder.glob("lenses-*.safetensors"):
-        if old.name != name:
-            old.unlink()
+    with lock(folder):
+        sweep(folder)
+        with whole(folder / name) as part:
+            save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, part)
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "normalisation": "standardised",
+            "tensors": name,
+            "tensors_sha256": file_hash(folder / name),
+            "meta": _without_nan(lenses.meta),
+            "reports": [_without_nan(r.to_dict()) for r in lenses.reports],
+        }
+        try:
+            write_json(folder / "lenses.json", content)
+        except BaseException:
+            (folder / name).unlink(missing_ok=True)
+            raise
+        for old in folder.glob("lenses-*.safetensors"):
+            if old.name != name:
+                old.unlink()
     return folder
 
 
@@ -61,10 +72,7 @@ def load(folder: str | os.PathLike[str]) -> Lenses:
     file = folder / "lenses.json"
     if not file.is_file():
         raise FileNotFoundError(f"no lenses at {folder}: expected a folder with lenses.json")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+    content = read_json(file)
     found = (content.get("format"), content.get("version"), content.get("normalisation"))
     wanted = (FORMAT, VERSION, "standardised")
     if found != wanted:
@@ -73,6 +81,10 @@ def load(folder: str | os.PathLike[str]) -> Lenses:
             "train again, or use the version that wrote it"
         )
     try:
+        if not re.fullmatch(r"lenses-[0-9a-f]{12}\.safetensors", content["tensors"]):
+            raise OSError(f"{content['tensors']!r} is no name of its tensor file")
+        if file_hash(folder / content["tensors"]) != content["tensors_sha256"]:
+            raise OSError(f"{content['tensors']} does not match its hash")
         tensors = load_file(folder / content["tensors"])
         mlp = {k.removeprefix("mlp."): v for k, v in tensors.items() if k.startswith("mlp.")}
         return Lenses(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -11,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from interp.events import Emitter, Hook, JsonlLog
+from interp.files import read_json, sweep, whole, write_json
 from interp.lens.concepts import ConceptPack
 from interp.lens.library import Lenses
 from interp.lens.train import train_lenses
+from interp.lock import lock
 
 __all__ = ["train_by_level"]
 
@@ -61,6 +62,8 @@ def train_by_level(
     ------
     FileExistsError
         If `out` holds a run of another model, pack, site or options.
+    LockedError
+        If another process is training into `out`.
     ValueError
         For a level that the pack does not have.
     """
@@ -74,13 +77,15 @@ def train_by_level(
         if level not in pack.levels:
             raise ValueError(f"pack {pack.name!r} has no level {level}; it has {pack.levels}")
     folder = Path(out)
-    _claim(folder, model, pack, site, seed, options)
+    folder.mkdir(parents=True, exist_ok=True)
     emit = Emitter(iteration_hook)
     started = time.perf_counter()
     parts: list[Lenses] = []
     n_all = sum(len(pack.at_level(k)) for k in chosen)
     n_done = n_trained = 0
-    with JsonlLog(folder / "log.jsonl") as log:
+    with lock(folder), JsonlLog(folder / "log.jsonl") as log:
+        sweep(folder)
+        _claim(folder, model, pack, site, seed, options)
         for level in chosen:
             ids = pack.at_level(level)
             saved = folder / f"level-{level}"
@@ -117,9 +122,9 @@ def train_by_level(
                     spent,
                     left,
                 )
-    lenses = Lenses.concat(parts)
-    if not emit.stop:
-        lenses.save(folder / "lenses")
+        lenses = Lenses.concat(parts)
+        if not emit.stop:
+            lenses.save(folder / "lenses")
     return lenses
 
 
@@ -137,7 +142,7 @@ def _claim(
     }
     file = folder / "training.json"
     if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         different = sorted(k for k in wanted if found.get(k) != wanted[k])
         if different:
             raise FileExistsError(
@@ -145,15 +150,11 @@ def _claim(
                 "delete it"
             )
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(".training.json.tmp")
-    draft.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, file)
+    write_json(file, wanted)
 
 
 def _table(parts: Sequence[Lenses], file: Path) -> None:
     import pandas as pd
 
-    draft = file.with_name(f".{file.name}.tmp")
-    pd.concat([p.frame() for p in parts]).to_csv(draft, index=False)
-    os.replace(draft, file)
+    with whole(file) as part:
+        pd.concat([p.frame() for p in parts]).to_csv(part, index=False)

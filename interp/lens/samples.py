@@ -9,8 +9,8 @@ makes grades worthless:
   (read once, for the grade). In the last three a group gives one row, so rows are independent.
 * Some templates occur in the test split only.
 * Negatives are the pack's own near misses and examples of siblings, cousins and far concepts; ancestors and
-  descendants are never
-  negatives, nor are texts that name the concept.
+  descendants are never negatives, nor are texts that name the concept, or that the pack says show it too
+  (``also``).
 * Every order is drawn from a hash of the seed and the text: it depends neither on the order of the pack
   nor on which lenses are trained together. Rows of n samples begin with the rows of fewer samples.
 """
@@ -152,12 +152,15 @@ class Samples:
                 f"shares must give weights ≥ 0 to {', '.join(SHARES)}, got {dict(self.shares)!r}"
             )
         self._cache: dict[tuple[str, str, str], list[Sample]] = {}
+        self._shows: dict[int, set[str]] = {}  # group → concepts that its texts are said to show
         self._fillers = self._split()  # (origin, split) → [(text, group)] in drawing order
         audit([s for origin, split in self._fillers for s in self._rows(origin, split, passes=1)])
 
     def _split(self) -> dict[tuple[str, str], list[tuple[str, int]]]:
         found: list[tuple[str, str, str]] = []  # origin, text, source
+        also: dict[tuple[str, str], tuple[str, ...]] = {}
         for concept in sorted(self.pack, key=lambda c: c.id):
+            also.update({(concept.id, e.text): e.also for e in concept.positive})
             found += [(concept.id, e.text, e.source) for e in concept.positive]
             found += [(f"not:{concept.id}", e.text, e.source) for e in concept.negative]
         # Groups must not depend on the order of the pack, nor on which example comes first in it.
@@ -166,6 +169,7 @@ class Samples:
         members: dict[int, list[tuple[str, str]]] = {}
         for (origin, text, _), group in zip(found, groups.tolist(), strict=True):
             members.setdefault(group, []).append((origin, text))
+            self._shows.setdefault(group, set()).update({origin}, also.get((origin, text), ()))
         # A group's home is its first origin that is a concept; homes get their splits in fixed shares.
         homes: dict[str, list[tuple[bytes, int]]] = {}
         for group, entries in members.items():
@@ -325,17 +329,17 @@ class Samples:
     def excludes(self, concept_id: str) -> Callable[[Sample], bool]:
         """A test whether a sample surely does not show a concept.
 
-        It is of a concept outside the direct line (or a near miss of this one), no example of the concept or
-        of its descendants has the same or nearly the same text, and it does not name them.
+        It is of a concept outside the direct line (or a near miss of this one), neither it nor nearly the
+        same text is said to show the concept or what is below it, and it does not name them.
         """
         below = [concept_id, *self.pack.descendants(concept_id)]
         line = {*below, *self.pack.ancestors(concept_id)}
-        own = {g for o in below for s in SPLITS for _, g in self._fillers.get((o, s), [])}
+        shown = {g for g, concepts in self._shows.items() if not concepts.isdisjoint(below)}
         terms = "|".join(sorted(re.escape(self.pack[c].term.casefold()) for c in below))
         named = re.compile(rf"(?<!\w)(?:{terms})(?!\w)")
 
         def clean(sample: Sample) -> bool:
-            if sample.group in own:
+            if sample.group in shown:
                 return False
             if sample.origin.startswith("not:"):
                 # A near miss may well name the concept; that is what makes it near. Of others we know

@@ -2,7 +2,8 @@
 
 Every class of the hierarchy is a concept: 8 roots (level 0), 33 groups (level 1), 150 leaves (level 2).
 A positive example holds a word of the concept, a negative one does not; both are sentences of the same
-prose, so that their form tells nothing.
+prose, so that their form tells nothing. A sentence shows several classes (who does what where): the pack says
+which, so that none of them takes it for a negative.
 """
 
 from __future__ import annotations
@@ -65,6 +66,10 @@ def _topics(leaf: Leaf) -> tuple[Noun, ...]:
     return tuple(n for nouns in NOUNS.values() for n in nouns if leaf.name in getattr(n.leaf, field))
 
 
+def _classes(sentence: Atoms) -> set[int]:
+    return {int(a.partition("#")[2] or 0) for a in sentence}
+
+
 def _sentence_with(leaf: Leaf, without: frozenset[int], random: Random) -> Atoms | None:
     """A sentence that holds a word of the leaf and none of the classes ``without``; None if tries run out."""
     topics = _topics(leaf)
@@ -72,7 +77,7 @@ def _sentence_with(leaf: Leaf, without: frozenset[int], random: Random) -> Atoms
         scene = prose.Scene(random.random, random.choice(topics))
         for _ in range(6):
             sentence = scene.sentence()
-            found = {int(a.partition("#")[2] or 0) for a in sentence}
+            found = _classes(sentence)
             if leaf.id in found and not found & without:
                 return sentence
     return None
@@ -101,19 +106,23 @@ def examples(concept: str, n: int, positive: bool = True, seed: int = 0) -> list
     ValueError
         If the concept is unknown or too few different sentences are found.
     """
+    return [grammar.surface(sentence) for sentence in _sentences(concept, n, positive, seed)]
+
+
+def _sentences(concept: str, n: int, positive: bool, seed: int) -> list[Atoms]:
     own, ids = leaves_of(concept), class_ids(concept)
     random = Random(f"{concept} {positive} {seed}")
     pools = [own] if positive else _strangers(own)
     without: frozenset[int] = frozenset() if positive else ids
-    out: dict[str, None] = {}
+    out: dict[str, Atoms] = {}
     for _ in range(40 * n):
         if len(out) == n:
-            return list(out)
+            return list(out.values())
         x = random.random()
         pool = pools[0] if x < _NEAR or len(pools) == 1 else pools[1] if x < _COUSIN else pools[2]
         sentence = _sentence_with(random.choice(pool), without, random)
         if sentence is not None:
-            out.setdefault(grammar.surface(sentence))
+            out.setdefault(grammar.surface(sentence), sentence)
     raise ValueError(f"{n} different sentences for {concept!r} wanted, found {len(out)}; ask for fewer")
 
 
@@ -139,7 +148,7 @@ def pack(n_examples: int = N_EXAMPLES) -> dict:
         concepts.append(_concept(group.name, group.definition, parents, group.level, n_examples))
     for leaf in LEAF.values():
         concepts.append(_concept(leaf.name, leaf.definition, [concept_id(leaf.group)], 2, n_examples))
-    return {"name": "tiny", "version": "1", "concepts": concepts}
+    return {"name": "tiny", "version": "2", "concepts": concepts}
 
 
 def _concept(name: str, definition: str, parents: list[str], level: int, n: int) -> dict:
@@ -150,15 +159,27 @@ def _concept(name: str, definition: str, parents: list[str], level: int, n: int)
         "definition": definition,
         "parents": parents,
         "level": level,
-        "examples": {"positive": examples(key, n), "negative": examples(key, n, positive=False)},
+        "examples": {
+            "positive": [_with_also(s, class_ids(key)) for s in _sentences(key, n, True, 0)],
+            "negative": examples(key, n, positive=False),
+        },
     }
+
+
+def _with_also(sentence: Atoms, own: frozenset[int]) -> dict:
+    """A sentence, and the leaves beside the concept's own that it has words of."""
+    also = [concept_id(leaf.name) for leaf in LEAVES if leaf.id in _classes(sentence) - own]
+    return {"text": grammar.surface(sentence), "also": also}
 
 
 def main(out: Path | None = None) -> None:
     """Write the shipped pack."""
     out = out or concept_pack_path()
+    content = pack()
+    # A concept is a line: small, and a change shows where it is.
+    lines = ",\n".join(json.dumps(c) for c in content.pop("concepts"))
     temporary = out.with_suffix(".tmp")
-    temporary.write_text(json.dumps(pack(), indent=1) + "\n")
+    temporary.write_text(f'{json.dumps(content)[:-1]}, "concepts": [\n{lines}\n]}}\n')
     os.replace(temporary, out)
     print(f"{out}: {len(json.loads(out.read_text())['concepts'])} concepts")
 
