@@ -116,11 +116,10 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged, it is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: expected a JSON object, found {type(content).__name__}")
-    if content.pop("sha256", None) != _json_hash(content):
-        raise ValueError(
-            f"{path} is damaged or was edited: the hash in it does not match its content. Restore it, or "
-            "make it again"
-        )
+    said = content.pop("sha256", None)
+    if said != _json_hash(content):
+        why = "the hash in it does not match its content" if said else "there is no hash in it"
+        raise ValueError(f"{path} is damaged or was edited: {why}. Restore it, or make it again")
     return content
 
 

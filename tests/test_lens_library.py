@@ -16,6 +16,7 @@ import torch
 
 from interp.capture.record import capture
 from interp.capture.steer import steer
+from interp.files import read_json, write_json
 from interp.lens.bank import Bank
 from interp.lens.library import Lenses, LensMismatch
 from interp.lens.samples import Samples
@@ -307,9 +308,7 @@ def test_round_trip_is_exact(lenses, tmp_path):
 )
 def test_files_of_another_version_are_refused(lenses, tmp_path, field, value):
     file = lenses.save(tmp_path) / "lenses.json"
-    content = json.loads(file.read_text())
-    content[field] = value
-    file.write_text(json.dumps(content))
+    write_json(file, read_json(file) | {field: value})
     with pytest.raises(ValueError, match="this version of interp"):
         Lenses.load(tmp_path)
 

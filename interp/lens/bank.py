@@ -2,8 +2,8 @@
 
 A row is the pooled state of one prompt at one site. Its key is a hash of the prompt; the bank as a whole
 belongs to one model (weights, revision, dtype, attention), site and pooling. With a folder, rows are kept in
-safetensors shards, each whole or not there and named by its hash: a killed run finds all finished shards again,
-a damaged one is refused, and several processes may add to one folder.
+safetensors shards, each whole or not there and named by its hash: a killed run finds all finished shards
+again, a damaged one is refused, and several processes may add to one folder.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +78,13 @@ def train_by_level(
         if level not in pack.levels:
             raise ValueError(f"pack {pack.name!r} has no level {level}; it has {pack.levels}")
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     emit = Emitter(iteration_hook)
     started = time.perf_counter()
     parts: list[Lenses] = []
     n_all = sum(len(pack.at_level(k)) for k in chosen)
     n_done = n_trained = 0
-    with lock(folder), JsonlLog(folder / "log.jsonl") as log:
-        sweep(folder)
-        _claim(folder, model, pack, site, seed, options)
+    claimed = _claimed(folder, model, pack, site, seed, options)
+    with claimed, JsonlLog(folder / "log.jsonl") as log:
         for level in chosen:
             ids = pack.at_level(level)
             saved = folder / f"level-{level}"
@@ -128,10 +127,11 @@ def train_by_level(
     return lenses
 
 
-def _claim(
+@contextmanager
+def _claimed(
     folder: Path, model: Any, pack: ConceptPack, site: str, seed: int, options: dict[str, Any]
-) -> None:
-    """Write down what is trained here, or refuse a folder where something else was."""
+) -> Iterator[None]:
+    """Hold the folder. Write down what is trained there, or refuse one where something else was."""
     wanted = {
         "model": model.name,
         "weights": model.fingerprint,
@@ -141,16 +141,18 @@ def _claim(
         "options": {k: repr(v) for k, v in sorted(options.items())},
     }
     file = folder / "training.json"
-    if file.is_file():
-        found = read_json(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder):
+        sweep(folder)
+        found = read_json(file) if file.is_file() else wanted
         different = sorted(k for k in wanted if found.get(k) != wanted[k])
         if different:
             raise FileExistsError(
                 f"{folder} holds a training with another {', '.join(different)}; give another folder, or "
                 "delete it"
             )
-        return
-    write_json(file, wanted)
+        write_json(file, wanted)
+        yield
 
 
 def _table(parts: Sequence[Lenses], file: Path) -> None:
