@@ -46,7 +46,10 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     part = path.with_name(f".{path.name[:80]}.{_host()}-{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        mode = part.stat().st_mode
         yield part
+        part.chmod(mode)  # as the umask has it: safetensors would let nobody else read
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)

@@ -22,19 +22,22 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from interp.files import digest, whole, write_text
 
 ARCHITECTURES = ("standard", "topk", "jumprelu")
 NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 
 _CFG, _WEIGHTS = "cfg.json", "sae_weights.safetensors"
+_HASH = "interp_sha256"
 #: Their names of hook points, and ours of sites.
 _SITES = {
     "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", "hook_resid_post": "resid_post",
@@ -145,7 +148,8 @@ class SAE:
         FileNotFoundError
             If one of the two files is missing.
         ValueError
-            As the class.
+            As the class, or if a file is damaged; the folder is named. Files that `save` wrote hold a hash of
+            the weights and of ``cfg.json``, and are compared with it.
         """
         folder = Path(folder)
         for name in (_CFG, _WEIGHTS):
@@ -153,27 +157,36 @@ class SAE:
                 raise FileNotFoundError(
                     f"{folder / name} is missing: a SAELens folder holds {_CFG} and {_WEIGHTS}"
                 )
-        cfg = json.loads((folder / _CFG).read_text())
-        return cls(load_file(folder / _WEIGHTS, device=str(device)), cfg)
+        try:
+            cfg = json.loads((folder / _CFG).read_bytes())
+            with safe_open(folder / _WEIGHTS, framework="pt", device=str(device)) as file:
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                said = (file.metadata() or {}).get(_HASH)
+            if said is not None and said != _hash(cfg, weights):
+                raise ValueError(f"{_WEIGHTS} and {_CFG} do not match the hash that was saved with them")
+            return cls(weights, cfg)
+        except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"the autoencoder in {folder} cannot be read: {error}") from error
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write a SAELens folder, under a temporary name first; one that is there is replaced.
+        """Write a SAELens folder; the two files replace those that are there, each whole.
 
         Parameters
         ----------
         folder : path
+
+        Raises
+        ------
+        OSError
+            If the disk does not take them.
         """
         folder = Path(folder)
-        temporary = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        cfg = {**self.cfg, "dtype": "float32"}
         names = ["W_enc", "b_enc", "W_dec", "b_dec"] + ["threshold"] * (self.threshold is not None)
-        save_file({name: getattr(self, name).cpu().contiguous() for name in names}, temporary / _WEIGHTS)
-        (temporary / _CFG).write_text(json.dumps({**self.cfg, "dtype": "float32"}, indent=2) + "\n")
-        for file in temporary.iterdir():
-            file.chmod(0o644)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
+        weights = {name: getattr(self, name).cpu().contiguous() for name in names}
+        with whole(folder / _WEIGHTS) as part:
+            save_file(weights, part, metadata={_HASH: _hash(cfg, weights)})
+        write_text(folder / _CFG, json.dumps(cfg, indent=2) + "\n")
 
     def to(self, device: str | torch.device) -> SAE:
         """The same autoencoder with its weights on another device."""
@@ -324,6 +337,12 @@ class SAE:
             x = x - self.b_dec
         z = x @ self.W_enc + self.b_enc
         return z if self._norm is None else z * self._norm
+
+
+def _hash(cfg: Mapping, weights: Mapping[str, torch.Tensor]) -> str:
+    kinds = {name: [str(v.dtype), list(v.shape)] for name, v in weights.items()}
+    raw = {name: v.cpu().reshape(-1).view(torch.uint8).numpy() for name, v in weights.items()}
+    return digest({"cfg": cfg, "kinds": kinds}, raw)
 
 
 def _architecture(cfg: Mapping) -> tuple[str, int | None]:
