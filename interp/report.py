@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from interp.files import write_text
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -166,16 +168,8 @@ class Report:
         )
 
     def write(self, path: str | os.PathLike[str]) -> Path:
-        """Write the page under a temporary name and move it to `path`, whose folder is made."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(self.html(), encoding="utf-8")
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return target
+        """Write the page to `path`, whole or not at all; its folder is made."""
+        return write_text(path, self.html())
 
 
 def _text(text: str) -> str:

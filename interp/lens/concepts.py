@@ -26,6 +26,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NewType
 
+from interp.files import write_text
+
 __all__ = ["Concept", "ConceptPack", "Example", "OntologyLevel"]
 
 #: A depth in the ontology. Not a model layer.
@@ -209,13 +211,8 @@ class ConceptPack:
         return {"name": self.name, "version": self.version, "concepts": [c.to_dict() for c in self]}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the pack as JSON, under a temporary name first."""
-        file = Path(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f".{file.name}.{os.getpid()}")
-        draft.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(draft, file)
-        return file
+        """Write the pack as JSON, whole or not at all."""
+        return write_text(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
 
     @cached_property
     def hash(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.events import Emitter, Hook, JsonlLog
-from interp.files import read_json, sweep, whole, write_json
+from interp.files import read_json, sweep, write_json, write_text
 from interp.lens.concepts import ConceptPack
 from interp.lens.library import Lenses
 from interp.lens.train import train_lenses
@@ -158,5 +158,4 @@ def _claimed(
 def _table(parts: Sequence[Lenses], file: Path) -> None:
     import pandas as pd
 
-    with whole(file) as part:
-        pd.concat([p.frame() for p in parts]).to_csv(part, index=False)
+    write_text(file, pd.concat([p.frame() for p in parts]).to_csv(index=False))

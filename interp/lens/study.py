@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from interp.files import write_text
 from interp.lens import grade as g
 from interp.lens.bank import Bank
 from interp.lens.concepts import ConceptPack
@@ -121,10 +122,9 @@ class Study:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the tables as CSV and everything as ``study.txt``."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         for name in ("finite", "memory", "speed", "quality", "concepts", "steering"):
-            getattr(self, name).to_csv(folder / f"{name}.csv", index=False)
-        (folder / "study.txt").write_text(str(self) + "\n", encoding="utf-8")
+            write_text(folder / f"{name}.csv", getattr(self, name).to_csv(index=False))
+        write_text(folder / "study.txt", str(self) + "\n")
         return folder
 
 

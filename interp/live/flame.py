@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.events import Event
+from interp.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +58,7 @@ class Flame:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the page to `path` (under a temporary name, then renamed)."""
-        return _write(Path(path), self.html())
+        return write_text(path, self.html())
 
     def hotspots(self, n: int = 12) -> pd.DataFrame:
         """The functions in which most time was spent themselves, without what they called.
@@ -352,7 +353,7 @@ def _profile_here(out: str, job: str) -> None:
         pair.debug.hotspots(20), how="outer", on=["function", "where"], suffixes=("_off", "_debug")
     )
     spots = spots.sort_values("seconds_off", ascending=False, na_position="last")
-    hotspots = _write(folder / "hotspots.csv", spots.to_csv(index=False))
+    hotspots = write_text(folder / "hotspots.csv", spots.to_csv(index=False))
     report = {
         "overhead": pair.overhead,
         "seconds_off": pair.seconds[0],
@@ -363,7 +364,7 @@ def _profile_here(out: str, job: str) -> None:
         "flame_debug": str(debug),
         "hotspots": str(hotspots),
     }
-    _write(folder / "profile.json", json.dumps(report, indent=1))
+    write_text(folder / "profile.json", json.dumps(report, indent=1))
 
 
 def _shard(
@@ -403,11 +404,3 @@ def _block(title: str, seconds: str, page: str, spots: pd.DataFrame) -> str:
         f'style="{_FRAME}"></iframe>'
         f"<details><summary>hotspots</summary><table>{rows}</table></details>"
     )
-
-
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-    return path

@@ -9,11 +9,11 @@ which, so that none of them takes it for a negative.
 from __future__ import annotations
 
 import json
-import os
 from functools import cache
 from pathlib import Path
 from random import Random
 
+from interp.files import write_text
 from interp.tiny import concept_pack_path, grammar, prose
 from interp.tiny.grammar import GROUPS, LEAF, LEAVES, NOUNS, Atoms, Leaf, Noun
 
@@ -178,9 +178,7 @@ def main(out: Path | None = None) -> None:
     content = pack()
     # A concept is a line: small, and a change shows where it is.
     lines = ",\n".join(json.dumps(c) for c in content.pop("concepts"))
-    temporary = out.with_suffix(".tmp")
-    temporary.write_text(f'{json.dumps(content)[:-1]}, "concepts": [\n{lines}\n]}}\n')
-    os.replace(temporary, out)
+    write_text(out, f'{json.dumps(content)[:-1]}, "concepts": [\n{lines}\n]}}\n')
     print(f"{out}: {len(json.loads(out.read_text())['concepts'])} concepts")
 
 
