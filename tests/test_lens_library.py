@@ -13,11 +13,16 @@ import lens_world
 import numpy as np
 import pytest
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
 
 from interp.capture.record import capture
 from interp.capture.steer import steer
 from interp.files import read_json, write_json
+from interp.lens import grade
 from interp.lens.bank import Bank
+from interp.lens.baselines import BagOfWords, TextLenses, fit_text
+from interp.lens.judge import Judge
 from interp.lens.library import Lenses, LensMismatch
 from interp.lens.samples import Samples
 from interp.lens.steering import next_token_loss
@@ -42,8 +47,8 @@ def acts(model):
     return capture(model, [TEXT, "the king lost a truck near the hall"], sites=[SITE, "resid_post.0"])
 
 
-def regraded(lenses, grade):
-    reports = [dataclasses.replace(r, grade=grade) for r in lenses.reports]
+def regraded(lenses, letter):
+    reports = [dataclasses.replace(r, grade=letter) for r in lenses.reports]
     return Lenses(
         reports, lenses.weight, lenses.bias, lenses.mean, lenses.scale, lenses.negatives, lenses.meta
     )
@@ -216,10 +221,10 @@ def test_who_may_steer(lenses):
     assert float(vector.norm()) == pytest.approx(1, abs=1e-6)
     with pytest.warns(UserWarning, match="'bird' has grade B"):
         regraded(lenses, "B")["bird"].steering_vector()
-    for grade in "CU":
+    for letter in "CU":
         with pytest.raises(PermissionError, match="force=True"):
-            regraded(lenses, grade)["bird"].steering_vector()
-        assert torch.equal(regraded(lenses, grade)["bird"].steering_vector(force=True), vector)
+            regraded(lenses, letter)["bird"].steering_vector()
+        assert torch.equal(regraded(lenses, letter)["bird"].steering_vector(force=True), vector)
 
 
 def test_the_steering_vector_raises_its_own_logit_most(lenses, model):
@@ -297,6 +302,16 @@ def test_round_trip_is_exact(lenses, tmp_path):
     for name in ("weight", "bias", "mean", "scale"):
         assert torch.equal(getattr(again, name), getattr(lenses, name))
     assert repr(again.reports) == repr(lenses.reports)  # NaN included
+    # What is known of a lens is on it, in the frame and in the file alike.
+    stored = {r["concept"]: r for r in read_json(tmp_path / "lenses.json")["reports"]}
+    frame = again.frame().set_index("concept", drop=False)
+    for report in lenses.reports:
+        names = {f.name for f in dataclasses.fields(report)}
+        assert names == set(stored[report.concept]) == set(frame.columns)
+        for name in names & {"auroc_seen", "brier", "score_text", "divergence", "stop_reason", "seconds"}:
+            np.testing.assert_equal(frame.loc[report.concept, name], getattr(report, name))
+    texts = [*lens_world.sentences("bird", 5), "", "nothing known"]
+    torch.testing.assert_close(again.text_score(texts), lenses.text_score(texts))
     with pytest.raises(ValueError, match="pass model="):
         again.score(TEXT)
     again.save(tmp_path)
@@ -339,7 +354,7 @@ def test_concat_is_exact(model, lenses):
     pack = lens_world.pack()
     options = {"site": SITE, "growth": (10, 20), "head": "mlp"}
     a = train_lenses(model, pack, concepts=["bird", "car"], **options)
-    b = train_lenses(model, pack, concepts=["animal"], **options)
+    b = train_lenses(model, pack, concepts=["animal"], seed=1, **options)
     assert not torch.equal(a.scale, b.scale)
     both = Lenses.concat([a, b])
     rows = capture(model, [TEXT], sites=[SITE])
@@ -347,7 +362,58 @@ def test_concat_is_exact(model, lenses):
         apart = torch.cat([part.score(rows, head=head) for part in (a, b)], dim=1)
         torch.testing.assert_close(both.score(rows, head=head), apart, rtol=1e-3, atol=1e-3)
     assert both["animal"].threshold(0.2) == b["animal"].threshold(0.2)
+    texts = lens_world.sentences("bird", 5)
+    torch.testing.assert_close(
+        both.text_score(texts), torch.cat([part.text_score(texts) for part in (a, b)], dim=1)
+    )
     with pytest.raises(ValueError, match="'bird' is in two parts"):
         Lenses.concat([a, a])
     with pytest.raises(ValueError, match="MLP heads"):
         Lenses.concat([a, lenses])
+
+
+def test_a_part_without_lenses_takes_nothing_from_the_others(model, lenses):
+    nothing = train_lenses(
+        model, lens_world.pack(), site=SITE, concepts=["bird"], iteration_hook=lambda e: True
+    )
+    some = train_lenses(model, lens_world.pack(), site=SITE, concepts=["car"], growth=(10,), head="mlp")
+    assert len(nothing) == 0
+    both = Lenses.concat([nothing, some])
+    assert (len(both), len(both.reports)) == (1, 2)
+    assert torch.equal(both.score(TEXT), some.score(TEXT))
+    assert both.meta["typical_norm"] == some.meta["typical_norm"]
+    with pytest.raises(ValueError, match="parts is empty"):
+        Lenses.concat([])
+    with pytest.raises(ValueError, match="no lens was fitted"):
+        nothing.text_score([TEXT])
+
+
+def test_text_lenses_are_what_was_graded(lenses):
+    """Read back from the one matrix of all lenses: the area of each on its test samples."""
+    samples = Samples(lens_world.pack())
+    judge = Judge(samples, Bank(lens_world.model(), SITE), 0)
+    for lens in lenses:
+        positive, negative = judge.test_samples(lens.concept)
+        logits = lenses.text_score([s.text for s in [*positive, *negative]])[
+            :, lenses.ids.index(lens.concept)
+        ]
+        area = float(grade.auroc(logits, np.arange(len(logits)) < len(positive)))
+        assert 2 * area - 1 == pytest.approx(lens.report.score_text, abs=1e-6)
+
+
+def test_text_lenses_are_scikit_learns():
+    """The same rows as TfidfVectorizer's, and the same logits as a logistic regression on them."""
+    train = [t for leaf in ("bird", "fish") for t in lens_world.sentences(leaf, 40)]
+    y = np.arange(80) < 40
+    tfidf = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+").fit(train)
+    bag = BagOfWords(train)
+    fresh = [*lens_world.sentences("bird", 60)[40:], "a robin a robin", "zebra"]
+    np.testing.assert_allclose(bag.rows(fresh).toarray(), tfidf.transform(fresh).toarray(), atol=1e-12)
+    folds = (torch.ones(1, 80, dtype=torch.bool),) * 2
+    (lens,) = fit_text([(bag, bag.rows(train), y.astype(int), folds)], lam=0.1)
+    model = LogisticRegression(C=10, tol=1e-10, max_iter=1000).fit(tfidf.transform(train), y)
+    expected = model.decision_function(tfidf.transform(fresh))
+    np.testing.assert_allclose(
+        TextLenses.join([None, lens]).logits(fresh)[:, 1], expected, rtol=1e-3, atol=1e-3
+    )
+    assert torch.isnan(TextLenses.join([None, lens]).logits(fresh)[:, 0]).all()

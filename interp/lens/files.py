@@ -9,7 +9,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from interp.files import file_hash, read_json, sweep, whole, write_json
+from interp.lens.baselines import TextLenses
 from interp.lens.library import Lenses
 from interp.lens.report import LensReport
 from interp.lock import lock
@@ -38,6 +41,7 @@ def save(lenses: Lenses, folder: str | os.PathLike[str]) -> Path:
     tensors = {name: getattr(lenses, name) for name in ("weight", "bias", "mean", "scale")}
     tensors |= {f"negatives.{k}": v for k, v in lenses.negatives.items()}
     tensors |= {f"mlp.{k}": v for k, v in (lenses.mlp or {}).items()}
+    tensors |= {f"text.{k}": v for k, v in (lenses.text.tensors() if lenses.text else {}).items()}
     name = f"lenses-{uuid.uuid4().hex[:12]}.safetensors"
     with lock(folder):
         sweep(folder)
@@ -47,6 +51,7 @@ def save(lenses: Lenses, folder: str | os.PathLike[str]) -> Path:
             "format": FORMAT,
             "version": VERSION,
             "normalisation": "standardised",
+            "words": lenses.text.words if lenses.text else None,
             "tensors": name,
             "tensors_sha256": file_hash(folder / name),
             "meta": _without_nan(lenses.meta),
@@ -86,16 +91,21 @@ def load(folder: str | os.PathLike[str]) -> Lenses:
         if file_hash(folder / content["tensors"]) != content["tensors_sha256"]:
             raise OSError(f"{content['tensors']} does not match its hash")
         tensors = load_file(folder / content["tensors"])
-        mlp = {k.removeprefix("mlp."): v for k, v in tensors.items() if k.startswith("mlp.")}
+
+        def of(kind: str) -> dict[str, Tensor]:
+            return {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
+
+        words = content["words"]
         return Lenses(
             [LensReport.from_dict(r) for r in content["reports"]],
             tensors["weight"],
             tensors["bias"],
             tensors["mean"],
             tensors["scale"],
-            {k.removeprefix("negatives."): v for k, v in tensors.items() if k.startswith("negatives.")},
+            of("negatives."),
             content["meta"],
-            mlp=mlp or None,
+            mlp=of("mlp.") or None,
+            text=None if words is None else TextLenses.from_tensors(words, of("text.")),
         )
     except (SafetensorError, OSError, KeyError, TypeError) as error:
         raise ValueError(f"the lenses in {folder} are damaged ({error}); train again") from error

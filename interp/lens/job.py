@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interp.lens.bank import Bank
+from interp.lens.baselines import TextLens
 from interp.lens.concepts import Concept
 from interp.lens.fit import standardise
 from interp.lens.leakage import audit_lens
@@ -61,6 +62,7 @@ class Job:
     w: Tensor | None = None
     b: float = 0.0
     mlp: dict[str, Tensor] | None = None
+    text: TextLens | None = None
     test_logits: np.ndarray = field(default_factory=lambda: np.zeros(0))
     test_labels: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.lens import grade as g
 from interp.lens.bank import Bank
-from interp.lens.baselines import BagOfWords, balanced, text_logits
+from interp.lens.baselines import BagOfWords, TextLens, balanced, fit_text
 from interp.lens.fit import solve, standardise, weights
 from interp.lens.job import Job, rows_of
 from interp.lens.samples import Sample, Samples
@@ -157,7 +157,8 @@ class Judge:
         # Templates are compared on those of training: words of the held-out ones were never seen.
         told = self._bag(jobs, template_only, ("seen_positive", "seen_negative"), lam=0.1)
         texts = self._bag(jobs, reply if self.bank.continuation else prompt, ("positive", "negative"))
-        for job, (labels, logits), (_, text) in zip(jobs, told, texts, strict=True):
+        for job, (_, labels, logits), (lens, _, text) in zip(jobs, told, texts, strict=True):
+            job.text = lens
             job.found["score_template"] = 2 * float(g.auroc(logits, labels)) - 1
             job.found["score_text"] = 2 * float(g.auroc(text, job.test_labels)) - 1
             if len(text):
@@ -170,8 +171,9 @@ class Judge:
         words: Callable[[Sample], str],
         test: tuple[str, str],
         lam: float | None = None,
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        problems, labels = [], []
+    ) -> list[tuple[TextLens, np.ndarray, np.ndarray]]:
+        """Per lens: a bag-of-words lens, the labels of its test samples, its logits of them."""
+        problems, tests = [], []
         for job in jobs:
             train = [words(s) for s in [*job.train_positive, *job.train_negative]]
             y = np.repeat([1, 0], [len(job.train_positive), len(job.train_negative)])
@@ -179,9 +181,11 @@ class Judge:
             held = [words(s) for s in [*parts[test[0]], *parts[test[1]]]]
             # Words and their weights are of this lens's training texts alone, whatever other lenses read.
             bag = BagOfWords(train)
-            problems.append((bag.rows(train), y, job.folds(), bag.rows(held)))
-            labels.append(np.repeat([True, False], [len(parts[test[0]]), len(parts[test[1]])]))
-        return list(zip(labels, text_logits(problems, lam), strict=True))
+            problems.append((bag, bag.rows(train), y, job.folds()))
+            labels = np.repeat([True, False], [len(parts[test[0]]), len(parts[test[1]])])
+            tests.append((labels, bag.rows(held)))
+        fitted = fit_text(problems, lam)
+        return [(lens, y, lens.logits(rows)) for lens, (y, rows) in zip(fitted, tests, strict=True)]
 
     # ------------------------------------------------------------------ thresholds
 

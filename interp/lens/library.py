@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from interp.capture.activations import Activations
     from interp.capture.model import Model
+    from interp.lens.baselines import TextLenses
     from interp.lens.show import Highlight
 
 __all__ = ["Lens", "LensMismatch", "LensReport", "Lenses"]
@@ -58,6 +58,8 @@ class Lenses:
         To score text with.
     mlp : dict of tensors, optional
         The optional MLP heads (see `interp.lens.fit.fit_mlp`), for rows standardised and divided by √width.
+    text : TextLenses, optional
+        The bag-of-words lens of each concept, the second of a pair.
 
     Attributes
     ----------
@@ -77,6 +79,7 @@ class Lenses:
         *,
         model: Model | None = None,
         mlp: dict[str, Tensor] | None = None,
+        text: TextLenses | None = None,
     ) -> None:
         self.reports = list(reports)
         self.ids = [r.concept for r in reports if r.fitted]
@@ -85,7 +88,7 @@ class Lenses:
                 f"weight has shape {tuple(weight.shape)}, expected ({len(self.ids)}, {len(mean)})"
             )
         self.weight, self.bias, self.mean, self.scale = weight, bias, mean, scale
-        self.negatives, self.meta, self.model, self.mlp = negatives, meta, model, mlp
+        self.negatives, self.meta, self.model, self.mlp, self.text = negatives, meta, model, mlp, text
         self._column = {c: i for i, c in enumerate(self.ids)}
         self._report = {r.concept: r for r in reports}
 
@@ -233,6 +236,28 @@ class Lenses:
         m = {k: v.to(rows.device) for k, v in self.mlp.items()}
         hidden = torch.relu(torch.einsum("nd,kdh->nkh", standard / self.width**0.5, m["up"]) + m["shift"])
         return (hidden * m["down"]).sum(dim=2) + m["bias"]
+
+    def text_score(self, texts: Sequence[str]) -> Tensor:
+        """Logits of the text lenses, which read words and no model.
+
+        Parameters
+        ----------
+        texts : list of str
+            Prompts; their continuations, if the lenses were trained with ``continuation``.
+
+        Returns
+        -------
+        tensor, shape (n_texts, n_lenses), float32
+            NaN for a lens whose training was stopped before it was graded.
+
+        Raises
+        ------
+        ValueError
+            If no lens was fitted.
+        """
+        if self.text is None:
+            raise ValueError("there are no text lenses here: no lens was fitted")
+        return self.text.logits([texts] if isinstance(texts, str) else list(texts))
 
     def _rows(self, x: Any, model: Model | None, site: str | None, normalisation: str) -> Tensor:
         if normalisation != "none":
@@ -390,60 +415,11 @@ class Lenses:
         LensMismatch
             If the parts do not read the same rows.
         ValueError
-            If a concept occurs twice, or some parts have MLP heads and others not.
+            If there are no parts, a concept occurs twice, or some parts have MLP heads and others not.
         """
-        first = parts[0]
-        for part in parts[1:]:
-            for name in ("site", "pooling", "model", "pack"):
-                if part.meta[name] != first.meta[name]:
-                    raise LensMismatch(f"{name} differs: {first.meta[name]!r} and {part.meta[name]!r}")
-        if len({p.mlp is None for p in parts}) > 1:
-            raise ValueError("some parts have MLP heads and others not; train them with the same head")
-        seen: set[str] = set()
-        for report in (r for p in parts for r in p.reports):
-            if report.concept in seen:
-                raise ValueError(f"the concept {report.concept!r} is in two parts")
-            seen.add(report.concept)
-        weights, biases, ups, shifts = [], [], [], []
-        for part in parts:
-            # w·(x − m)/s = (w s₀/s)·(x − m₀)/s₀ + w·(m₀ − m)/s, exactly.
-            ratio = first.scale.double() / part.scale.double()
-            shift = (first.mean.double() - part.mean.double()) / part.scale.double()
-            w = part.weight.double()
-            weights.append((w * ratio).float())
-            biases.append((part.bias.double() + w @ shift).float())
-            if part.mlp is not None:
-                up = part.mlp["up"].double()
-                ups.append((up * ratio[:, None]).float())
-                shifts.append(
-                    (
-                        part.mlp["shift"].double() + torch.einsum("d,kdh->kh", shift / part.width**0.5, up)
-                    ).float()
-                )
-        mlp = None
-        if ups:
-            mlp = {"up": torch.cat(ups), "shift": torch.cat(shifts)}
-            mlp |= {name: torch.cat([p.mlp[name] for p in parts if p.mlp]) for name in ("down", "bias")}
-        lines = {
-            kind: [row for p in parts if len(p) for row in p.negatives[kind]] for kind in ("text", "token")
-        }
-        negatives = {
-            kind: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=math.nan)
-            for kind, rows in lines.items()
-            if rows
-        }
-        meta = {**first.meta, "history": [h for p in parts for h in p.meta.get("history", [])]}
-        return cls(
-            [r for p in parts for r in p.reports],
-            torch.cat(weights),
-            torch.cat(biases),
-            first.mean,
-            first.scale,
-            negatives,
-            meta,
-            model=first.model,
-            mlp=mlp,
-        )
+        from interp.lens.joining import concat
+
+        return concat(parts)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``lenses.json`` and a safetensors file into a folder (see `interp.lens.files`)."""

@@ -20,7 +20,7 @@ import torch
 from interp.events import Emitter, Hook, LensEnd, LensIteration, TrainBegin, TrainEnd, bar
 from interp.lens import grade as g
 from interp.lens.bank import Bank
-from interp.lens.baselines import balanced
+from interp.lens.baselines import TextLenses, balanced
 from interp.lens.concepts import ConceptPack
 from interp.lens.fit import choose_lambda, fit_mlp, solve, statistics, weights
 from interp.lens.job import Job, plan
@@ -466,6 +466,7 @@ class _Training:
             meta,
             model=model,
             mlp={k: torch.stack([h[k] for h in heads]) for k in heads[0]} if heads else None,
+            text=TextLenses.join([j.text for j in fitted]),
         )
 
 
