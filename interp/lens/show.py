@@ -53,9 +53,9 @@ def lenses_html(lenses: Lenses, n: int = 12) -> str:
     """A head line with the grades, and the `n` best lenses as a table."""
     best = sorted((r for r in lenses.reports if r.fitted), key=lambda r: -_finite(r.score_low))[:n]
     rows = "".join(
-        f"<tr><td>{html.escape(r.term)}</td><td>{r.level}</td><td>{r.grade}</td><td>{r.score:.2f} "
-        f"[{r.score_low:.2f}, {r.score_high:.2f}]</td><td>{r.f1:.2f}</td><td>{r.n_samples}</td>"
-        f"<td>{html.escape(r.stop_reason)}</td></tr>"
+        f"<tr><td>{html.escape(r.term)}</td><td>{r.level:d}</td><td>{html.escape(r.grade)}</td>"
+        f"<td>{r.score:.2f} [{r.score_low:.2f}, {r.score_high:.2f}]</td><td>{r.f1:.2f}</td>"
+        f"<td>{r.n_samples:d}</td><td>{html.escape(r.stop_reason)}</td></tr>"
         for r in best
     )
     head = "".join(

@@ -54,10 +54,16 @@ class Flame:
     def html(self) -> str:
         """A full page: pyinstrument's interactive flame, which needs no network."""
         # Its one request to the network is for fonts; an empty style sheet leaves the system's own.
-        return _FONTS.sub("data:text/css,", self._profiler.output_html())
+        page = _FONTS.sub("data:text/css,", self._profiler.output_html())
+        # It writes JSON into a script as it is: a file or function called "</script>…" would end the script.
+        before, name, rest = page.rpartition("const sessionData =")
+        data, call, after = rest.rpartition("pyinstrumentHTMLRenderer.render(")
+        if not name or not call:
+            raise RuntimeError("this version of pyinstrument writes a page that interp does not know")
+        return before + name + data.replace("<", r"\u003c") + call + after
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the page to `path` (under a temporary name, then renamed)."""
+        """Write the page to `path`, whole or not at all."""
         return write_text(path, self.html())
 
     def hotspots(self, n: int = 12) -> pd.DataFrame:

@@ -350,7 +350,8 @@ def _figure(theme: _Theme, size: tuple[float, float], rows: int, cols: int) -> t
 
 
 def _label(ax: Axes, title: str, x: str, y: str, theme: _Theme) -> None:
-    ax.set_title(title, loc="left", fontsize=10, fontweight="bold", color=theme.ink)
+    # A dollar in a title, a token or a name is a dollar: it starts no formula.
+    ax.set_title(title, loc="left", fontsize=10, fontweight="bold", color=theme.ink, parse_math=False)
     ax.set_xlabel(x, fontsize=8, color=theme.ink)
     ax.set_ylabel(y, fontsize=8, color=theme.ink)
 
@@ -391,12 +392,11 @@ def _heat(
     image = ax.imshow(grid, aspect="auto", cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
     every = max(1, math.ceil(len(tokens) / 40))
     at = range(0, len(tokens), every)
-    # A dollar would start a formula, a line break a second line.
-    words = [tokens[i].strip().replace("$", r"\$").replace("\n", "⏎")[:12] for i in at]
-    ax.set_xticks(list(at), words, rotation=90, fontsize=6.5)
+    words = [tokens[i].strip().replace("\n", "⏎")[:12] for i in at]
+    ax.set_xticks(list(at), words, rotation=90, fontsize=6.5, parse_math=False)
     rows_every = max(1, math.ceil(len(names) / 24))
     rows_at = range(0, len(names), rows_every)
-    ax.set_yticks(list(rows_at), [names[i] for i in rows_at], fontsize=6.5)
+    ax.set_yticks(list(rows_at), [names[i] for i in rows_at], fontsize=6.5, parse_math=False)
     bar = ax.figure.colorbar(image, ax=ax, pad=0.01, fraction=0.05)
     bar.ax.tick_params(colors=theme.ink, labelsize=7, length=2)
     bar.outline.set_visible(False)
