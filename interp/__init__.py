@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from interp import events, run
 
 if TYPE_CHECKING:
-    from interp import capture, live
+    from interp import capture, cluster, live
     from interp.capture.activations import Activations
     from interp.capture.model import load_model
     from interp.capture.prompts import Prompts
@@ -58,6 +58,7 @@ __all__ = [
     "Sparse1DProbe",
     "TraitVectors",
     "capture",
+    "cluster",
     "events",
     "live",
     "load_model",
@@ -68,7 +69,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("capture", "live"):  # packages; `interp.capture` can be called
+    if name in ("capture", "cluster", "live"):  # packages; `interp.capture` can be called
         return importlib.import_module(f"interp.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'interp' has no attribute {name!r}")

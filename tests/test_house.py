@@ -206,6 +206,7 @@ ARROWS = {
     "lens": {"events", "capture"},
     "tiny": {"events", "capture", "sae", "lens"},
     "live": {"events", "run"},
+    "cluster": {"events", "files", "lock", "probe", "capture", "lens"},
 }
 #: Part → parts it may import inside functions only: public faces, never internals.
 LAZY_ARROWS = {
@@ -299,6 +300,7 @@ def test_nothing_unsafe(path):
 FACES = (
     "interp",
     "interp.capture",
+    "interp.cluster",
     "interp.events",
     "interp.lens",
     "interp.live",

@@ -261,6 +261,45 @@ class TrainEnd(Event):
     stopped: bool = False
 
 
+# -------------------------------------------------------------------------------------- tasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskBegin(Event):
+    """A task of a job that is shared out (`interp.cluster`) starts, or starts again."""
+
+    job: str  #: "summary", "capture" or "lenses"
+    task: int  #: from 0
+    n_tasks: int
+    attempt: int  #: from 1
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEnd(Event):
+    """One row shard was added to the summary of a task."""
+
+    is_step: ClassVar[bool] = True
+
+    shard: int  #: shards of the task that were done before, from 0
+    n_shards: int
+    n_rows: int
+    n_events: int  #: non-zeros of x
+    seconds: float
+    bytes_resident: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEnd(Event):
+    """A task ended: done, or with an error (then another attempt may follow)."""
+
+    job: str
+    task: int
+    seconds: float
+    error: str = ""  #: "" if done
+
+
 # -------------------------------------------------------------------------- to and from JSON
 
 

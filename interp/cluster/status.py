@@ -1,0 +1,206 @@
+"""How far a run is, told by its folder alone: from any process, while others work."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.cluster.squeue import scancel
+from interp.cluster.tasks import CANCEL, Task, load
+from interp.events import BatchEnd, Event, JsonlLog, LensEnd, ShardEnd, Tail, TaskBegin, TaskEnd
+from interp.files import write_text
+from interp.lock import is_running
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Story", "cancel", "note_end", "note_submitted", "status", "submitted"]
+
+#: One line per task that was handed to a scheduler.
+_SUBMITTED = "submitted.jsonl"
+
+
+@dataclass
+class Story:
+    """What the log of a task tells.
+
+    Attributes
+    ----------
+    attempts : int
+    begin : TaskBegin or None
+        Of the latest attempt.
+    end : TaskEnd or None
+        Of the latest attempt, or of one that never came to begin.
+    progress : float
+        0 … 1.
+    """
+
+    attempts: int = 0
+    begin: TaskBegin | None = None
+    end: TaskEnd | None = None
+    progress: float = 0.0
+
+    @classmethod
+    def of(cls, task: Task) -> Story:
+        """Read the log of a task."""
+        story = cls()
+        for _, event in Tail(task.log).new():
+            if isinstance(event, TaskBegin):
+                story.attempts += 1
+                story.begin, story.end, story.progress = event, None, 0.0
+            elif isinstance(event, TaskEnd):
+                story.end = event
+            else:
+                story.progress = _progress(event, task.job, story.progress)
+        return story
+
+    @property
+    def lost(self) -> bool:
+        """Whether the process that was at it is gone, as far as this host can tell."""
+        begin = self.begin
+        return (
+            begin is not None
+            and self.end is None
+            and begin.host == socket.gethostname()
+            and not is_running(begin.pid)
+        )
+
+
+def status(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """The state of every task of a run.
+
+    Parameters
+    ----------
+    folder : path
+        The run folder.
+
+    Returns
+    -------
+    DataFrame
+        One row per task: ``task``, ``state`` (waiting, submitted, running, lost, failed, cancelled, done),
+        ``attempts``, ``host``, ``seconds`` (of the latest attempt), ``progress`` (0 … 1), ``error``. ``lost``
+        is a task whose process ended without a word, as by a kill; it can be told on the host of that process
+        alone.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the folder holds no plan.
+    """
+    import pandas as pd
+
+    handed = submitted(folder)
+    rows = []
+    for task in load(folder):
+        story = Story.of(task)
+        begin, end = story.begin, story.end
+        seconds = end.seconds if end else time.time() - begin.time if begin else float("nan")
+        done = task.done
+        rows.append(
+            {
+                "task": task.name,
+                "state": _state(task, story, handed.get(task.index), done),
+                "attempts": story.attempts,
+                "host": begin.host if begin else "",
+                "seconds": seconds,
+                "progress": 1.0 if done else story.progress,
+                "error": end.error if end and not done else "",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def cancel(folder: str | os.PathLike[str]) -> None:
+    """End a run from any process: running tasks stop at their next event, waiting ones never begin.
+
+    What is done stays done, and `interp.cluster.run` goes on behind it.
+
+    Parameters
+    ----------
+    folder : path
+        The run folder.
+    """
+    tasks = load(folder)
+    write_text(Path(folder) / CANCEL, "")
+    handed = submitted(folder)
+    scancel([handed[t.index]["job"] for t in tasks if t.index in handed and not t.done])
+
+
+def note_submitted(folder: str | os.PathLike[str], jobs: dict[int, str]) -> None:
+    """Write down which Slurm job has which task, so that any process finds it."""
+    now = time.time()
+    lines = [json.dumps({"task": task, "job": job, "time": now}) + "\n" for task, job in jobs.items()]
+    with open(Path(folder) / _SUBMITTED, "a", encoding="utf-8") as file:
+        file.write("".join(lines))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def submitted(folder: str | os.PathLike[str]) -> dict[int, dict[str, Any]]:
+    """The latest Slurm job of each task: ``job`` and ``time``."""
+    out: dict[int, dict[str, Any]] = {}
+    try:
+        lines = (Path(folder) / _SUBMITTED).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return out
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            out[int(entry["task"])] = {"job": str(entry["job"]), "time": float(entry["time"])}
+        except (ValueError, KeyError, TypeError):  # cut short by a kill
+            continue
+    return out
+
+
+def note_end(task: Task, why: str, since: float) -> str:
+    """Write an end into the log of a task whose process could not.
+
+    Parameters
+    ----------
+    task : Task
+    why : str
+        What is known.
+    since : float
+        When the attempt was handed out: an end that is older is that of another one.
+
+    Returns
+    -------
+    str
+        What the log says of it now.
+    """
+    story = Story.of(task)
+    if story.end is not None and story.end.time >= since:
+        return story.end.error or why
+    began = story.begin.time if story.begin is not None and story.end is None else since
+    with JsonlLog(task.log) as log:
+        log(TaskEnd(job=task.job, task=task.index, seconds=max(time.time() - began, 0.0), error=why))
+    return why
+
+
+def _state(task: Task, story: Story, handed: dict[str, Any] | None, done: bool) -> str:
+    if done:
+        return "done"
+    latest = story.end or story.begin
+    if handed is not None and (latest is None or handed["time"] > latest.time):
+        return "submitted"
+    if story.end is not None:
+        return "cancelled" if story.end.error.startswith("Cancelled") else "failed"
+    if story.begin is None:
+        return "waiting"
+    return "lost" if story.lost else "running"
+
+
+def _progress(event: Event, job: str, before: float) -> float:
+    """Share of a task that is done after an event."""
+    if isinstance(event, ShardEnd):
+        return (event.shard + 1) / event.n_shards
+    if isinstance(event, BatchEnd) and job == "capture":
+        return event.prompts_done / event.prompts_total
+    if isinstance(event, LensEnd):
+        return event.n_done / event.n_lenses
+    return before
