@@ -16,14 +16,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 
-from interp.events import Event, asks_to_stop
+from interp.events import BatchEnd, Event, asks_to_stop
 
 __all__ = ["Run", "start"]
 
 #: Events kept for hooks that are added while the run is under way.
 _KEPT = 4096
+
+
+def _light(event: Event) -> Event:
+    """The event as it is kept once another has followed: without what is bulky and shown of the latest only."""
+    return replace(event, tokens=(), projections={}) if isinstance(event, BatchEnd) else event
 
 
 class _Gate:
@@ -41,6 +47,20 @@ class _Gate:
             self.waited += time.perf_counter() - start
 
 
+class _Heard:
+    """A hook of the caller; the run hears it when it asks for a stop."""
+
+    def __init__(self, run: Run, hook: Callable[[Event], Any]) -> None:
+        self._run, self._hook = run, hook
+        self.__qualname__ = getattr(hook, "__qualname__", type(hook).__qualname__)  # named in the log if slow
+
+    def __call__(self, event: Event) -> Any:
+        answer = self._hook(event)
+        if asks_to_stop(answer):
+            self._run.stop()
+        return answer
+
+
 class Run:
     """One job in a daemon thread. Made by `start` (or ``interp.live.fit`` and its siblings).
 
@@ -48,7 +68,8 @@ class Run:
     ----------
     state : str
         ``"running"``, ``"paused"``, ``"stopping"``, or, when ended, ``"done"``, ``"stopped"`` or
-        ``"failed"``.
+        ``"failed"``. ``"stopped"``: the job ended early because somebody asked it to, be it `stop`, a
+        button, or a hook that returned True.
     result : object
         What the function returned; None before the end and after a failure.
     error : BaseException or None
@@ -63,9 +84,11 @@ class Run:
         self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, paused: bool = False
     ) -> None:
         hook = kwargs.pop("iteration_hook", None)
-        user_hooks = [] if hook is None else [hook] if callable(hook) else list(hook)
+        given = [] if hook is None else [hook] if callable(hook) else list(hook)
+        # What is not callable goes through as it is: the function refuses it by name.
+        hooks = [_Heard(self, h) if callable(h) else h for h in given]
         self._fn, self._args = fn, args
-        self._kwargs = {**kwargs, "iteration_hook": [*user_hooks, _Gate(self)]}
+        self._kwargs = {**kwargs, "iteration_hook": [*hooks, _Gate(self)]}
         self._cond = threading.Condition()
         self._paused = paused
         self._permits = 0  # hold points that a paused worker may still pass
@@ -102,6 +125,8 @@ class Run:
 
     def _on_event(self, event: Event) -> bool:
         with self._cond:
+            if self._events:
+                self._events[-1] = _light(self._events[-1])
             self._events.append(event)
             self.last = event
             hooks = list(self._hooks)
@@ -126,7 +151,10 @@ class Run:
     @property
     def state(self) -> str:
         if self._ended.is_set():
-            return "failed" if self.error is not None else "stopped" if self._stop else "done"
+            if self.error is not None:
+                return "failed"
+            # The job's last event says whether it was cut short: a stop may come too late to matter.
+            return "stopped" if getattr(self.last, "stopped", self._stop) else "done"
         return "stopping" if self._stop else "paused" if self._paused else "running"
 
     @property
@@ -245,6 +273,7 @@ class Run:
     def add_hook(self, hook: Callable[[Event], Any], *, replay: bool = True) -> Run:
         """Send events to one more hook from now on, after the latest ones so far (`replay`).
 
+        Of the batches of a capture, all but the latest come without their tokens and projections.
         A hook with a method ``on_run_end(run)`` is told when the run has ended.
         """
         with self._cond:

@@ -187,6 +187,17 @@ def capture_events(n_batches: int = 6, seed: int = 0) -> Iterator[ev.Event]:
     )
 
 
+def summary_task_events(
+    task: int = 0, n_tasks: int = 6, n_shards: int = 5, error: str = "", attempt: int = 1
+) -> Iterator[ev.Event]:
+    """The log of a task that sums row shards; with an error, it ends after two of them."""
+    yield ev.TaskBegin(job="summary", task=task, n_tasks=n_tasks, attempt=attempt, host="node-7", pid=4711)
+    for i in range(2 if error else n_shards):
+        size = {"n_rows": 50_000, "n_events": 2_000_000, "seconds": 0.05, "bytes_resident": 900 << 20}
+        yield ev.ShardEnd(shard=i, n_shards=n_shards, **size)
+    yield ev.TaskEnd(job="summary", task=task, seconds=3.0, error=error)
+
+
 def play(events: Iterator[ev.Event], seconds: float = 0.01, iteration_hook=None) -> list[ev.Event]:
     """A job: emits `events`, sleeping before each iteration; returns those it got to emit."""
     emit, out = ev.Emitter(iteration_hook), []

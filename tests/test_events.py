@@ -12,6 +12,7 @@ import multiprocessing
 import sys
 import threading
 import time
+import tracemalloc
 import typing
 from pathlib import Path
 
@@ -89,9 +90,15 @@ def test_the_contract_names_these_events():
         "CaptureBegin BatchEnd CaptureEnd",
         "FitBegin SlabBegin IterationEnd SlabEnd FitEnd",
         "TrainBegin LensIteration LensEnd TrainEnd",
+        "TaskBegin ShardEnd TaskEnd",
     }
     assert {c.__name__ for c in KINDS} == set(" ".join(jobs).split())
-    assert {c.__name__ for c in KINDS if c.is_step} == {"BatchEnd", "IterationEnd", "LensIteration"}
+    assert {c.__name__ for c in KINDS if c.is_step} == {
+        "BatchEnd",
+        "IterationEnd",
+        "LensIteration",
+        "ShardEnd",
+    }
 
 
 @pytest.mark.parametrize("cls", KINDS, ids=lambda c: c.__name__)
@@ -373,6 +380,45 @@ def test_a_tail_of_a_folder_finds_new_logs(tmp_path):
             b(slab(3))
         assert [(n, e.slab) for n, e in tail.poll()] == [("a", 2), ("b", 3)]
     assert [f.name for f in tail.files()] == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_tail_left_early_goes_on_behind_the_last_event_taken(tmp_path):
+    with JsonlLog(tmp_path / "a.jsonl") as a, JsonlLog(tmp_path / "b.jsonl") as b:
+        for i in range(3):
+            a(slab(i))
+            b(slab(10 + i))
+    tail, taken = Tail(tmp_path), []
+    while True:
+        for _, event in tail.new():
+            taken.append(event.slab)
+            break
+        else:
+            break
+    assert taken == [0, 1, 2, 10, 11, 12]
+
+
+def test_a_tail_holds_one_line_at_a_time(tmp_path):
+    path = tmp_path / "long.jsonl"
+    line = json.dumps(slab(1).to_dict()) + "\n"
+    path.write_text(line * 30_000)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in Tail(path).new()) == 30_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000 < path.stat().st_size
+
+
+def test_a_log_that_is_deleted_while_it_is_followed_is_let_go(tmp_path, monkeypatch):
+    tail = Tail(tmp_path)
+    with JsonlLog(tmp_path / "a.jsonl") as a, JsonlLog(tmp_path / "b.jsonl") as b:
+        a(slab(1))
+        b(slab(2))
+    listed = tail.files()
+    (tmp_path / "a.jsonl").unlink()
+    monkeypatch.setattr(tail, "files", lambda: listed)  # deleted between the listing and the look into it
+    assert [e.slab for _, e in tail.poll()] == [2]
 
 
 def test_a_tail_starts_over_when_the_log_was_replaced(tmp_path):

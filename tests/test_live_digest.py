@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import json
 import math
 import tracemalloc
 
@@ -13,6 +16,7 @@ from live_fakes import capture_events, fit_events, lens_events
 
 from interp import events as ev
 from interp.live.digest import CaptureDigest, FitDigest, LensDigest, Series
+from interp.live.monitor import CaptureMonitor, FitMonitor, LensMonitor
 
 RULES = {"first": "first", "last": "last", "lo": "min", "hi": "max", "total": "sum", "level": "mean"}
 
@@ -71,40 +75,81 @@ def test_a_series_refuses_a_capacity_it_cannot_halve(capacity):
         Series(RULES, capacity)
 
 
-def long_fit(n_events: int):
+def long_fit(n: int):
     """One slab of very many iterations."""
     events = list(fit_events(n_slabs=1))
     yield from events[:2]
     template = events[2].__dict__
-    for i in range(n_events):
+    for i in range(n):
         yield ev.IterationEnd(**{**template, "iteration": i + 1, "n_fail": int(i % 5000 == 0)})
 
 
-def test_memory_does_not_grow_over_100_000_events():
-    digest = FitDigest()
-    events = long_fit(100_000)
-    for _, event in zip(range(5_000), events, strict=False):
-        digest.add(event)
-    digest.frame()
+def long_capture(n: int):
+    """Very many batches, each with a long prompt and many rows of projections."""
+    begin, batch, *_ = capture_events()
+    yield begin
+    shown = {f"resid_post.{i}·a vector": tuple(np.linspace(-1, 1, 400)) for i in range(40)}
+    bulky = {**batch.__dict__, "tokens": ("token",) * 400, "projections": shown}
+    for i in range(n):
+        yield ev.BatchEnd(**{**bulky, "batch": i, "n_batches": n, "prompts_done": i, "prompts_total": n})
+
+
+def long_lens(n: int):
+    """Very many concepts: a batch, a fit and a grade for each."""
+    begin, fit, *rest = lens_events(1)
+    end = next(e for e in rest if isinstance(e, ev.LensEnd))
+    batch = next(e for e in capture_events() if isinstance(e, ev.BatchEnd))
+    yield begin
+    for i in range(n // 3):
+        named = {
+            "concept": f"c{i}",
+            "term": f"a concept with quite a long name, number {i}",
+            "n_lenses": n // 3,
+        }
+        yield batch
+        yield ev.LensIteration(**{**fit.__dict__, **named})
+        yield ev.LensEnd(**{**end.__dict__, **named, "n_done": i + 1})
+
+
+@pytest.mark.parametrize(
+    ("monitor", "events", "largest"),
+    [
+        (FitMonitor, long_fit, 40_000),
+        (CaptureMonitor, long_capture, 60_000),
+        (LensMonitor, long_lens, 90_000),
+    ],
+)
+def test_memory_does_not_grow_over_100_000_events(monitor, events, largest, monkeypatch):
+    """Nothing that is reachable grows, and no message to the browser does."""
+    monkeypatch.setattr(monitor, "_start", lambda self: None)  # frames where the test asks for them
+    shown = monitor()
+    events = events(100_000)
+    for event in itertools.islice(events, 10_000):
+        shown(event)
+    shown.refresh()
+    gc.collect()
     tracemalloc.start()
     try:
-        before = tracemalloc.take_snapshot()
-        for event in events:
-            digest.add(event)
-        head, data = digest.frame()
-        after = tracemalloc.take_snapshot()
+        for i, event in enumerate(events):
+            shown(event)
+            if i % 1000 == 0:
+                shown.refresh()
+        shown.refresh()
+        gc.collect()
+        grown, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    grown = sum(
-        d.size_diff
-        for d in after.compare_to(before, "lineno")
-        if d.traceback[0].filename.endswith("digest.py")
-    )
-    assert grown < 64_000
-    assert len(data) < 50_000
+    # What stands when all is said is what the latest frames and rows replaced: as large, not larger.
+    message = len(json.dumps(shown.head)) + len(shown.data) + len(json.dumps(shown.table))
+    assert message < largest
+    assert grown < 600_000
+
+
+def test_a_failure_stays_in_the_picture_however_long_the_fit():
+    digest = FitDigest.of(long_fit(100_000))
+    head, _ = digest.frame()
     assert head["steps"] == 100_000
-    # Every failure is still in the picture: the largest of a group stands for it.
-    assert digest.iterations["fail"].max() == 1
+    assert digest.iterations["fail"].max() == 1  # the largest of a group stands for it
     assert head["n_fail"] == 20
 
 
@@ -145,8 +190,6 @@ def test_progress_never_goes_back_and_ends_at_one(cls, events):
     ("cls", "events"), [(FitDigest, fit_events), (LensDigest, lens_events), (CaptureDigest, capture_events)]
 )
 def test_a_frame_is_json_and_a_block_of_floats(cls, events):
-    import json
-
     digest = cls()
     frames = [digest.frame()]
     for event in events():
@@ -219,4 +262,4 @@ def test_capture_speed_counts_padding_apart():
     assert head["real_per_s"] == pytest.approx(sum(e.tokens_real for e in batches) / seconds)
     assert head["padded_per_s"] == pytest.approx(sum(e.tokens_padded for e in batches) / seconds)
     assert head["prompt_id"] == batches[-1].prompt_id
-    assert len(head["projections"]) == 5
+    assert head["series"]["projections"][:2] == [tuple(f"resid_post.{i}·unc" for i in range(5)), 20]

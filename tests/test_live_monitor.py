@@ -11,10 +11,11 @@ import time
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from live_fakes import capture_events, fit_events, lens_events, play
+from live_fakes import capture_events, fit_events, lens_events, play, summary_task_events
 
 from interp import Sparse1DProbe, live, run
 from interp import events as ev
+from interp.live import monitor as monitors
 from interp.live.monitor import CaptureMonitor, FitMonitor, LensMonitor
 
 
@@ -51,7 +52,7 @@ def test_a_monitor_follows_a_run_to_its_end(monitor, events, capfd):
     assert shown.head["fraction"] == 1.0
     assert shown.head == {
         **shown.digest.frame()[0],
-        **{k: shown.head[k] for k in ("title", "state", "message", "controls")},
+        **{k: shown.head[k] for k in ("title", "state", "message", "note", "controls")},
     }
     assert shown._place._html.startswith('<div class="interp-static"')
     assert capfd.readouterr() == ("", "")  # workers never print
@@ -223,7 +224,7 @@ def test_as_a_hook_a_monitor_can_follow_one_fit_after_another():
         until(lambda: monitor._thread is None)
         assert monitor.head["state"] == "done"
     assert monitor.digest.frame()[0] == {
-        k: v for k, v in monitor.head.items() if k not in ("title", "message", "controls")
+        k: v for k, v in monitor.head.items() if k not in ("title", "message", "note", "controls")
     }
 
 
@@ -264,6 +265,119 @@ def test_several_jobs_are_listed_and_chosen(tmp_path):
         assert monitor.head["state"] == "done"
     finally:
         monitor.close()
+
+
+def test_each_task_of_a_cluster_has_its_state_though_it_fits_nothing(tmp_path):
+    """Logs of summary tasks hold no event of a fit: their states, shards and errors show all the same."""
+    oom = "MemoryError: 3 GiB asked for"
+    logs = {
+        "task-0000": list(summary_task_events(0)),
+        "task-0001": list(summary_task_events(1))[:4],
+        "task-0002": list(summary_task_events(2, error=oom)),
+        "task-0003": [*summary_task_events(3, error=oom), *list(summary_task_events(3, attempt=2))[:3]],
+        "task-0010": list(summary_task_events(10, error="Cancelled: task-0010 was cancelled")),
+    }
+    for name, events in logs.items():
+        with ev.JsonlLog(tmp_path / f"{name}.jsonl") as log:
+            for event in events:
+                log(event)
+    (tmp_path / "task-0004.jsonl").touch()
+    monitor = FitMonitor(tmp_path)
+    try:
+        until(lambda: len(monitor.head.get("jobs", [])) == 6)
+        assert [(name, state, round(share, 1)) for name, state, share in monitor.head["jobs"]] == [
+            ("task-0000", "done", 1.0),
+            ("task-0001", "running", 0.6),
+            ("task-0002", "failed", 0.4),
+            ("task-0003", "running", 0.4),
+            ("task-0004", "waiting", 0.0),
+            ("task-0010", "stopped", 0.4),
+        ]
+        assert monitor.head["jobs_say"] == "6 jobs: 1 done, 2 running, 1 stopped, 1 failed, 1 waiting"
+        press(monitor, "select", job="task-0002")
+        assert (monitor.head["state"], monitor.head["message"]) == ("failed", oom)
+        press(monitor, "select", job="task-0003")
+        assert monitor.head["message"] == ""
+        assert "task 4 of 6 on node-7" in monitor.head["task"]
+        assert "attempt 2" in monitor.head["task"]
+        assert "2 of 5 shards" in monitor.head["task"]
+        assert "100,000 rows, 4,000,000 events, 40,000,000 events/s" in monitor.head["task"]
+    finally:
+        monitor.close()
+
+
+def test_tasks_without_a_log_yet_are_counted(tmp_path):
+    with ev.JsonlLog(tmp_path / "task-0000.jsonl") as log:
+        for event in summary_task_events(0, n_tasks=40):
+            log(event)
+    monitor = FitMonitor(tmp_path)
+    try:
+        until(lambda: monitor.head.get("jobs_say") == "40 jobs: 1 done, 39 waiting")
+    finally:
+        monitor.close()
+
+
+def test_logs_of_other_kinds_of_jobs_are_left_out(tmp_path):
+    for name, events in (("a", capture_events()), ("b", lens_events(3)), ("c", fit_events())):
+        with ev.JsonlLog(tmp_path / f"{name}.jsonl") as log:
+            for event in events:
+                log(event)
+    for cls, name in ((CaptureMonitor, "a"), (LensMonitor, "b"), (FitMonitor, "c")):
+        monitor = cls(tmp_path)
+        try:
+            until(lambda: [job for job, *_ in monitor.head["jobs"]] == [name])  # noqa: B023
+            assert monitor.head["state"] == "done"
+        finally:
+            monitor.close()
+
+
+def test_a_long_history_is_shown_in_parts(tmp_path, monkeypatch):
+    """The first frame does not wait for the last line."""
+    monkeypatch.setattr(monitors, "PERIOD", 0.02)
+    begin, slab, first, *_ = fit_events(n_slabs=1)
+    lines = [json.dumps(e.to_dict()) + "\n" for e in (begin, slab)] + [
+        json.dumps(first.to_dict()) + "\n"
+    ] * 9000
+    (tmp_path / "long.jsonl").write_text("".join(lines))
+    seen = set()
+    monitor = FitMonitor(tmp_path)
+    try:
+        until(lambda: (seen.add(monitor.head["steps"]), monitor.head["steps"] == 9000)[1], 30)
+        assert len(seen) > 3
+    finally:
+        monitor.close()
+
+
+def test_a_log_that_cannot_be_read_is_reported_once(tmp_path, caplog):
+    (tmp_path / "job.jsonl").mkdir()
+    with caplog.at_level("ERROR", "interp"):
+        monitor = FitMonitor(tmp_path)
+        try:
+            until(lambda: caplog.records)
+            time.sleep(0.8)
+            assert len(caplog.records) == 1
+        finally:
+            monitor.close()
+
+
+def test_lens_training_says_that_it_forwards_prompts():
+    """Batches are steps as well: a step by hand must show."""
+    monitor = LensMonitor()
+    begin, fit, *rest = lens_events(5)
+    batch = next(e for e in capture_events() if isinstance(e, ev.BatchEnd))
+    monitor(batch)  # of some capture: no business of this monitor
+    assert monitor.digest.state == "waiting"
+    for event in (begin, batch, batch):
+        monitor(event)
+    monitor.refresh()
+    assert (monitor.head["steps"], monitor.head["fits"], monitor.head["forwarded"]) == (2, 0, 8)
+    assert "forwarding prompts into the bank: 4 of 24" in monitor.head["note"]
+    monitor(fit)
+    monitor.refresh()
+    assert (monitor.head["steps"], monitor.head["fits"], monitor.head["note"]) == (3, 1, "")
+    for event in rest:
+        monitor(event)
+    until(lambda: monitor._thread is None)
 
 
 def test_a_job_that_went_silent_is_told_from_one_that_runs(tmp_path):

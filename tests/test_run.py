@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from interp import run as run_module
-from interp.events import Emitter, Event, IterationEnd, SlabBegin, SlabEnd
+from interp.events import BatchEnd, Emitter, Event, FitEnd, IterationEnd, SlabBegin, SlabEnd
 from interp.run import Run, start
 
 SLABS, ITERATIONS = 4, 5
@@ -123,6 +124,50 @@ def test_a_hook_of_the_caller_can_stop_the_run():
     run = start(job.fit, iteration_hook=lambda e: isinstance(e, SlabEnd))
     assert run.wait(10) is job
     assert job.done == ITERATIONS
+    assert run.state == "stopped"
+
+
+def test_a_hook_of_the_caller_that_asks_for_a_stop_frees_a_held_run():
+    job = Job()
+    run = start(job.fit, iteration_hook=lambda e: job.done == 2, paused=True)
+    run.step(2)
+    run.wait(10)  # nobody resumes it
+    assert (run.state, job.done) == ("stopped", 2)
+
+
+@pytest.mark.parametrize("cut_short", [False, True])
+def test_the_last_event_tells_whether_the_job_was_cut_short(cut_short):
+    """A stop that came too late to change anything leaves a finished run."""
+    end = FitEnd(n_pairs=1, n_fail=0, n_polished=0, status_counts={}, seconds=0.0, stopped=cut_short)
+
+    def late(iteration_hook: Any) -> None:
+        emit = Emitter(iteration_hook)
+        emit(iteration_end(0, 1))
+        emit(end)
+
+    run = start(late, iteration_hook=lambda e: e is end)
+    run.wait(10)
+    assert run.state == ("stopped" if cut_short else "done")
+
+
+def test_a_slow_hook_of_the_caller_keeps_its_name(caplog):
+    def molasses(event: Event) -> None:
+        time.sleep(0.02)
+
+    def job(iteration_hook: Any) -> None:
+        emit = Emitter(iteration_hook)
+        for i in range(8):
+            emit(iteration_end(0, i))
+        emit.close()
+
+    with caplog.at_level("WARNING", "interp"):
+        start(job, iteration_hook=molasses).wait(10)
+    assert "molasses took" in caplog.text
+
+
+def test_what_is_no_hook_is_refused_by_name():
+    with pytest.raises(TypeError, match="iteration_hook: got int"):
+        start(Job().fit, iteration_hook=[3]).wait(10)
 
 
 def test_await_gives_the_result_and_leaves_the_loop_free():
@@ -411,6 +456,33 @@ def test_a_later_hook_hears_what_it_missed_once_and_in_order():
     assert [e.slab for e in got if isinstance(e, SlabEnd)] == list(range(SLABS))
     steps = [(e.slab, e.iteration) for e in got if isinstance(e, IterationEnd)]
     assert steps == [(s, i) for s in range(SLABS) for i in range(1, ITERATIONS + 1)]
+
+
+def test_what_is_kept_for_later_hooks_is_light():
+    """Every batch of a capture has thousands of projections; a run holds those of the latest only."""
+
+    def batch(i: int) -> BatchEnd:
+        counts = dict.fromkeys(("tokens_real", "tokens_padded", "tokens_generated"), 7)
+        totals = {"n_batches": 300, "n_prompts": 1, "prompts_done": i, "prompts_total": 300}
+        shown = {"resid_post.0": tuple(i + k / 8 for k in range(5000))}
+        return BatchEnd(batch=i, **totals, **counts, seconds=0.1, tokens=("a",) * 5000, projections=shown)
+
+    def job(iteration_hook: Any) -> None:
+        for i in range(300):
+            iteration_hook[-1](batch(i))
+
+    tracemalloc.start()
+    try:
+        run = start(job)
+        run.wait(20)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 3_000_000  # 300 times 5,000 floats are 48 MB
+    got: list[Event] = []
+    run.add_hook(got.append)
+    assert [e.tokens_real for e in got] == [7] * 300
+    assert [len(e.projections) for e in got] == [0] * 299 + [1]
 
 
 def test_a_later_hook_may_skip_the_past():

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from interp.events.records import Event, from_dict
@@ -76,20 +77,36 @@ class Tail:
             return sorted(self.path.glob("*.jsonl"))
         return [self.path] if self.path.exists() else []
 
-    def poll(self) -> list[tuple[str, Event]]:
-        """New events since the last call, as ``(file stem, event)``; half-written lines wait."""
-        out: list[tuple[str, Event]] = []
+    def new(self) -> Iterator[tuple[str, Event]]:
+        """New events since the last call, one by one, as ``(file stem, event)``; half-written lines wait.
+
+        One line is held at a time, however long the logs are. Leaving the loop early loses nothing: the
+        next call goes on behind the last event that was taken.
+        """
         for file in self.files():
-            with open(file, "rb") as f:
-                start = self._offsets.get(file, 0)
-                if f.seek(0, os.SEEK_END) < start:  # a new log stands under the old name
+            start = self._offsets.get(file, 0)
+            try:
+                size = file.stat().st_size
+                if size == start:
+                    continue
+                if size < start:  # a new log stands under the old name
                     start = 0
-                f.seek(start)
-                block = f.read()
-            complete = block.rfind(b"\n") + 1
-            self._offsets[file] = start + complete
-            out.extend((file.stem, e) for e in map(_parse, block[:complete].splitlines()) if e is not None)
-        return out
+                with open(file, "rb") as f:
+                    f.seek(start)
+                    for line in f:
+                        if not line.endswith(b"\n"):
+                            break
+                        start += len(line)
+                        self._offsets[file] = start
+                        event = _parse(line)
+                        if event is not None:
+                            yield file.stem, event
+            except FileNotFoundError:  # deleted since it was listed
+                self._offsets.pop(file, None)
+
+    def poll(self) -> list[tuple[str, Event]]:
+        """All new events since the last call: `new` as a list."""
+        return list(self.new())
 
 
 def read(path: str | os.PathLike[str]) -> list[Event]:
@@ -112,7 +129,7 @@ def read(path: str | os.PathLike[str]) -> list[Event]:
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"no event log at {path}: give the .jsonl file of a JsonlLog, or its folder")
-    return [event for _, event in Tail(path).poll()]
+    return [event for _, event in Tail(path).new()]
 
 
 def _parse(line: bytes) -> Event | None:

@@ -310,13 +310,9 @@ function paint(canvas, tip, at, theme, spec) {
     c.lineTo(box.x + box.w, py(level.y));
     c.stroke();
     c.setLineDash([]);
-    c.fillStyle = level.colour || theme.soft;
-    c.textAlign = "right";
-    c.textBaseline = "bottom";
-    c.fillText(level.label, box.x + box.w - 2, py(level.y) - 2);
   }
   c.lineJoin = "round";
-  for (const l of lines) {
+  for (let l of lines) {
     c.strokeStyle = l.colour;
     c.lineWidth = l.width || 1.6;
     c.globalAlpha = l.alpha || 1;
@@ -332,6 +328,7 @@ function paint(canvas, tip, at, theme, spec) {
       end = [x, y];
     }
     c.stroke(path);
+    if (end && end[0] === first[0]) l = { ...l, points: true }; // one number alone is no line
     if (l.area && end) {
       path.lineTo(end[0], box.y + box.h);
       path.lineTo(first[0], box.y + box.h);
@@ -344,7 +341,7 @@ function paint(canvas, tip, at, theme, spec) {
       // Numbers that come rarely: without dots, one alone would be invisible.
       c.fillStyle = l.colour;
       for (let i = 0; i < l.x.length; i++) {
-        if (!Number.isFinite(l.y[i])) continue;
+        if (!Number.isFinite(l.y[i]) || (spec.y === "log" && l.y[i] <= 0)) continue;
         c.beginPath();
         c.arc(px(l.x[i]), py(l.y[i]), 2, 0, 7);
         c.fill();
@@ -356,6 +353,18 @@ function paint(canvas, tip, at, theme, spec) {
       c.arc(end[0], end[1], 2.6, 0, 7);
       c.fill();
     }
+  }
+  // Last, on a halo of paper: a label reads wherever its level lies, at the top below it.
+  c.textAlign = "right";
+  c.lineWidth = 3;
+  c.strokeStyle = theme.paper;
+  for (const level of spec.levels || []) {
+    const y = py(level.y);
+    const below = y - 14 < box.y;
+    c.textBaseline = below ? "top" : "bottom";
+    c.fillStyle = level.colour || theme.soft;
+    c.strokeText(level.label, box.x + box.w - 2, y + (below ? 4 : -2));
+    c.fillText(level.label, box.x + box.w - 2, y + (below ? 4 : -2));
   }
   c.restore();
 
@@ -425,14 +434,14 @@ function paintHeat(c, tip, at, theme, spec, box, width) {
   const inner = { x: left, y: 2, w: width - left - 6, h: box.y + box.h + PAD.bottom - 46 };
   const w = inner.w / columns.length;
   const h = inner.h / rows.length;
-  const most = (extent(values.map((r) => r.map((v) => (v === null ? NaN : Math.abs(v)))), false) || [0, 1])[1] || 1;
+  const most = (extent(values.map((r) => r.map(Math.abs)), false) || [0, 1])[1] || 1;
   c.textBaseline = "middle";
   rows.forEach((name, i) => {
     c.fillStyle = theme.soft;
     c.textAlign = "right";
     if (h >= 9 || i % Math.ceil(9 / h) === 0) c.fillText(fit(c, name, left - 8), left - 5, inner.y + (i + 0.5) * h);
     values[i].forEach((v, j) => {
-      if (v === null || v === undefined) return;
+      if (!Number.isFinite(v)) return;
       c.fillStyle = diverging(v / most, theme);
       c.fillRect(inner.x + j * w, inner.y + i * h, Math.max(w - (w > 5 ? 1 : 0), 0.5), Math.max(h - (h > 5 ? 1 : 0), 0.5));
     });

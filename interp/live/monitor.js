@@ -175,7 +175,7 @@ const CAPTURE = {
     panels[1].draw(t, {
       y: "linear", zero: true, ylabel: "GiB", xlabel: "batch", wholeX: true, xrange,
       bars: spans.map(([x0, x1], i) => ({ x0, x1, y: gib[i], colour: t.purple })),
-      levels: h.bytes_total ? [{ y: h.bytes_total / 2 ** 30, colour: t.soft, label: "there is" }] : [],
+      levels: h.bytes_total ? [{ y: h.bytes_total / 2 ** 30, colour: t.soft, label: `of ${bytes(h.bytes_total)}` }] : [],
       legend: [["in use", t.purple, "box"]],
       tip: (pointer, px) => {
         const i = found(pointer, px);
@@ -184,7 +184,7 @@ const CAPTURE = {
     });
     panels[2].bars(t, Object.entries(h.stages).map(([name, v]) => [name, v, short(v) + " s", t.green]), "seconds");
     panels[3].draw(t, {
-      heat: { rows: Object.keys(h.projections), columns: h.tokens, values: Object.values(h.projections) },
+      heat: { rows: Object.keys(s.projections), columns: h.tokens, values: Object.values(s.projections) },
       empty: "no vectors to project on",
       legend: h.prompt_id ? [[h.prompt_id, t.soft, "none"], ["negative", diverging(-0.9, t), "box"], ["positive", diverging(0.9, t), "box"]] : [],
     });
@@ -195,8 +195,8 @@ const LENS = {
   tiles: (h) => [
     ["lenses graded", `${whole(h.n_done)} / ${whole(h.n_lenses)}`],
     ["still growing", whole(h.active)],
-    ["fits", whole(h.steps)],
-    ["prompts in bank", short(h.prompts)],
+    ["fits", whole(h.fits)],
+    ["prompts forwarded", `${short(h.forwarded)} / ${short(h.prompts)}`],
     ["F1 target", h.target === null ? "–" : short(h.target)],
     [h.blocking ? "blocking cost" : "blocking would cost", `${whole(h.extra)} it.`],
   ],
@@ -316,7 +316,9 @@ function tablePanel(title, label) {
             range.append(band, dot);
           }
           const cells = [r.term, r.level, badge, [range, " " + short(r.score)], short(r.f1), whole(r.samples), whole(r.iterations), r.reason];
-          return make("tr", {}, ...cells.map((c) => make("td", {}, ...[c].flat().map((x) => (x instanceof Node ? x : String(x))))));
+          const row = make("tr", {}, ...cells.map((c) => make("td", {}, ...[c].flat().map((x) => (x instanceof Node ? x : String(x))))));
+          for (const cell of [row.firstChild, row.lastChild]) cell.title = cell.textContent; // long ones are cut
+          return row;
         }),
       );
     },
@@ -340,11 +342,12 @@ function render({ model, el }) {
   const progress = make("div.i-progress", { role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100", "aria-label": "Progress" }, fill);
   const times = make("div.i-times");
   const message = make("pre.i-message", { role: "alert" });
+  const summary = make("p.i-caption");
   const jobs = make("div.i-jobs", { role: "listbox", "aria-label": "Jobs" });
   const tiles = make("dl.i-tiles");
   const caption = make("p.i-caption");
   const grid = make("div.i-grid");
-  root.append(make("div.i-head", {}, title, state, buttons), progress, times, message, jobs, tiles, grid, caption);
+  root.append(make("div.i-head", {}, title, state, buttons), progress, times, message, summary, jobs, tiles, grid, caption);
 
   const send = (what, extra = {}) => model.send({ do: what, ...extra });
   const button = {};
@@ -389,7 +392,8 @@ function render({ model, el }) {
     times.replaceChildren(
       make("span", {}, make("b", {}, percent.toFixed(percent < 10 ? 1 : 0) + " %")),
       make("span", {}, "elapsed ", make("b", {}, clock(head.elapsed))),
-      make("span", {}, ended ? "" : "left ", make("b", {}, ended ? "" : clock(head.eta))),
+      ...(ended ? [] : [make("span", {}, "left ", make("b", {}, clock(head.eta)))]),
+      make("span.i-note", {}, head.note || ""),
     );
     message.textContent = head.message || "";
     message.hidden = !head.message;
@@ -409,26 +413,29 @@ function render({ model, el }) {
     if (button.stop) button.stop.disabled = head.state === "stopping";
 
     const list = head.jobs || [];
+    summary.textContent = head.jobs_say || "";
+    summary.hidden = !head.jobs_say;
     jobs.hidden = list.length < 2;
     if (list.length > 1) {
+
       // Entries are kept: one that is replaced while the mouse is down would never be clicked.
-      for (const [name, jobState, fraction, text] of list) {
+      for (const [k, [name, jobState, fraction]] of list.entries()) {
         if (!entries.has(name)) {
           const entry = make("button", { type: "button", role: "option" }, make("span", {}, name), make("u", {}, make("i")), make("small"));
           entry.addEventListener("click", () => send("select", { job: name }));
           entries.set(name, entry);
-          jobs.append(entry);
+          jobs.insertBefore(entry, jobs.children[k] || null);
         }
         const entry = entries.get(name);
         entry.setAttribute("aria-selected", name === head.job);
         entry.dataset.state = jobState;
         entry.title = `${name}: ${jobState}`;
         entry.querySelector("i").style.width = 100 * fraction + "%";
-        entry.querySelector("small").textContent = text;
+        entry.querySelector("small").textContent = jobState === "running" ? `${Math.round(100 * fraction)} %` : jobState;
       }
     }
     tiles.replaceChildren(...view.tiles(head).map(([name, value, mark]) => make("div." + (mark || "plain"), {}, make("dt", {}, name), make("dd", {}, value))));
-    caption.textContent = view.caption(head);
+    caption.textContent = [head.task, view.caption(head)].filter(Boolean).join(" · ");
     view.draw(panels, head, unpack(head, model.get("data")), theme, model.get("table"));
   }
 

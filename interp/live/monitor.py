@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -40,6 +43,9 @@ PERIOD = 0.25
 #: A logged job that has said nothing for so many seconds is shown as silent.
 SILENT = 60.0
 
+#: In the order in which they are counted.
+_STATES = ("done", "running", "silent", "stopped", "failed", "waiting")
+
 #: Most jobs that are listed (the others are still read).
 _MAX_JOBS = 200
 
@@ -56,6 +62,11 @@ def show_widget(widget: anywidget.AnyWidget, name: str) -> None:
 def front_end(name: str) -> str:
     """The JavaScript module of a widget: the charts, then the widget's own file."""
     return "\n".join((_HERE / file).read_text(encoding="utf-8") for file in ("charts.js", name))
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """A key by which task-2 comes before task-10."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
 class Monitor(anywidget.AnyWidget):
@@ -107,6 +118,8 @@ class Monitor(anywidget.AnyWidget):
         self._tail = Tail(source) if isinstance(source, (str, os.PathLike)) else None
         self._title = title or self.name
         self._digests: dict[str, Digest] = {}
+        self._read: set[str] = set()  # logs that had an event, of this kind of job or another
+        self._trouble = ""
         self._chosen = ""
         self._lock = threading.Lock()
         self._sending = threading.Lock()
@@ -115,7 +128,7 @@ class Monitor(anywidget.AnyWidget):
         self._stop_asked = False
         self._thread: threading.Thread | None = None
         self._dark = False
-        self._table_version = -1
+        self._table_of: Any = None  # what the table was last made of
         self._frames, self._frame_total = 0, 0.0
         super().__init__(uid=uuid.uuid4().hex, steps=list(self.step_names))
         self._place = Place(self.uid)
@@ -131,7 +144,7 @@ class Monitor(anywidget.AnyWidget):
     def __call__(self, event: Event) -> bool:
         """Take an event (this is what makes a monitor a hook); True once Stop was pressed."""
         with self._lock:
-            digest = self._digests.setdefault("", self.digest_class())
+            digest = self._digest_of("")
             digest.add(event)
         if self._thread is None and digest.state == "running":
             self._start()
@@ -160,8 +173,11 @@ class Monitor(anywidget.AnyWidget):
                 if ended:
                     self._draw_still()
                     break
-            except Exception:  # a monitor must never take a run down, nor go silent without a word
-                logger.exception("%s: could not draw a frame", self.name)
+                self._trouble = ""
+            except Exception as error:  # a monitor must never take a run down, nor go silent without a word
+                if str(error) != self._trouble:
+                    logger.exception("%s: could not draw a frame", self.name)
+                self._trouble = str(error)
                 if self._ended():
                     break
         self._thread = None
@@ -169,12 +185,26 @@ class Monitor(anywidget.AnyWidget):
     def _poll(self) -> bool:
         if self._tail is None:
             return True
-        found = self._tail.poll()
+        found, deadline = False, time.monotonic() + PERIOD
+        for job, event in self._tail.new():
+            found = True
+            with self._lock:
+                self._read.add(job)
+                self._digest_of(job).add(event)
+            if time.monotonic() > deadline:  # a long history: a frame in between
+                break
         with self._lock:
-            for job, event in found:
-                if isinstance(event, self.digest_class.events):
-                    self._digests.setdefault(job, self.digest_class()).add(event)
-        return bool(found)
+            for name in (file.stem for file in self._tail.files()):
+                # An empty log is a job that waits; one without events of ours belongs to another kind.
+                if self._digest_of(name).state == "waiting" and name in self._read:
+                    del self._digests[name]
+        return found
+
+    def _digest_of(self, job: str) -> Digest:
+        digest = self._digests.get(job)
+        if digest is None:  # not setdefault: an empty digest costs more than an event
+            digest = self._digests[job] = self.digest_class()
+        return digest
 
     def _ended(self) -> bool:
         if self._tail is not None:
@@ -187,7 +217,8 @@ class Monitor(anywidget.AnyWidget):
         digest = self._digests.get(self._chosen)
         if digest is not None:
             return digest
-        return next(iter(self._digests.values()), None) or self.digest_class()
+        begun = (d for d in self._digests.values() if d.state != "waiting")
+        return next(begun, None) or next(iter(self._digests.values()), None) or self.digest_class()
 
     @property
     def jobs(self) -> dict[str, Digest]:
@@ -215,7 +246,7 @@ class Monitor(anywidget.AnyWidget):
                 rows = self._table_rows(digest)
             now = time.time()
             head["title"], head["state"] = self._title, self.state
-            head["message"] = self._message()
+            head["message"], head["note"] = self._message(), self._note(digest)
             head["controls"] = "" if self._tail is not None else "all" if self.run is not None else "stop"
             if self._tail is not None:
                 self._add_jobs(head, now)
@@ -234,24 +265,32 @@ class Monitor(anywidget.AnyWidget):
         if self.run is not None and self.run.error is not None:
             error = self.run.error
             return f"{type(error).__name__}: {error}"
+        if self.digest.task_end is not None and self.digest.task_end.error:
+            return self.digest.task_end.error
         if self._tail is not None and not self._digests:
             path = self._tail.path
             what = "no log there yet" if path.exists() else "it does not exist yet"
             return f"Waiting for the logs of {path} ({what})"
-        if self.run is not None and self.digest.state == "waiting" and not self.run.done:
-            return "Preparing: the first event has not come yet"
-        return self._note(self.digest)
+        return ""
 
     def _note(self, digest: Digest) -> str:
-        """A word on what the job does where its events are silent."""
-        return ""
+        """A word on what the job does while its charts stand still."""
+        waits = self.run is not None and digest.state == "waiting" and not self.run.done
+        return "preparing: the first event has not come yet" if waits else ""
 
     def _add_jobs(self, head: dict[str, Any], now: float) -> None:
         head["job"] = next((k for k, d in self._digests.items() if d is self.digest), "")
         if head["job"]:
             head["title"] = f"{self._title}: {head['job']}"
-        listed = list(self._digests.items())[:_MAX_JOBS]
-        head["jobs"] = [[k, self._job_state(d, now), d.fraction, f"{d.fraction:.0%}"] for k, d in listed]
+        states = {k: self._job_state(d, now) for k, d in self._digests.items()}
+        counts = Counter(states.values())
+        # A task that has not begun has no log yet, but the others know how many there are.
+        total = max([len(states), *(d.task.n_tasks for d in self._digests.values() if d.task is not None)])
+        counts["waiting"] += total - len(states)
+        said = (f"{counts[state]:,} {state}" for state in _STATES if counts[state])
+        head["jobs_say"] = f"{total:,} jobs: " + ", ".join(said) if total > 1 else ""
+        listed = sorted(states, key=_natural)[:_MAX_JOBS]
+        head["jobs"] = [[name, states[name], self._digests[name].fraction] for name in listed]
 
     @property
     def frame_seconds(self) -> float:
@@ -267,7 +306,6 @@ class Monitor(anywidget.AnyWidget):
             return
         if do == "select":
             self._chosen = str(content.get("job"))
-            self._table_version = -1
         elif do == "stop":
             self.stop()
         elif self.run is not None and do == "pause":
@@ -292,7 +330,8 @@ class Monitor(anywidget.AnyWidget):
             return
         self._closed = True
         self._wake.set()
-        if self._digests and not self._ended():
+        # At the interpreter's end ipywidgets closes what is left: too late for a picture.
+        if self._digests and not self._ended() and not sys.is_finalizing():
             self._draw_still()
         super().close()
 
@@ -334,8 +373,9 @@ class FitMonitor(Monitor):
 
     def _note(self, digest: Digest) -> str:
         assert isinstance(digest, FitDigest)
-        last = digest.n_slabs and digest.n_slabs_done >= digest.n_slabs and digest.state == "running"
-        return "Finishing the pairs that need it on the raw events" if last else ""
+        if digest.state == "running" and 0 < digest.n_slabs <= digest.n_slabs_done:
+            return "finishing the pairs that need it on the raw events"
+        return super()._note(digest)
 
     def figure(self, *, dark: bool = False) -> Figure:
         """The static picture of this moment: `interp.live.plots.fit_figure`."""
@@ -362,11 +402,21 @@ class LensMonitor(Monitor):
     leap = LensEnd
     step_names = ("Step", "Step lens")
 
+    def _note(self, digest: Digest) -> str:
+        assert isinstance(digest, LensDigest)
+        batch = digest.forwarding
+        if batch is None or digest.state != "running":
+            return super()._note(digest)
+        speed = batch.tokens_real / max(batch.seconds, 1e-9)
+        done = f"{batch.prompts_done:,} of {batch.prompts_total:,}"
+        return f"forwarding prompts into the bank: {done}, {speed:,.0f} tokens/s"
+
     def _table_rows(self, digest: Digest) -> list[dict[str, Any]] | None:
         assert isinstance(digest, LensDigest)
-        if digest.n_done == self._table_version:
+        made_of = (id(digest), digest.began, digest.n_done)
+        if made_of == self._table_of:
             return None
-        self._table_version = digest.n_done
+        self._table_of = made_of
         return list(digest.rows.values())[::-1]
 
     def figure(self, *, dark: bool = False) -> Figure:
