@@ -335,10 +335,8 @@ def test_a_long_history_is_shown_in_parts(tmp_path, monkeypatch):
     """The first frame does not wait for the last line."""
     monkeypatch.setattr(monitors, "PERIOD", 0.02)
     begin, slab, first, *_ = fit_events(n_slabs=1)
-    lines = [json.dumps(e.to_dict()) + "\n" for e in (begin, slab)] + [
-        json.dumps(first.to_dict()) + "\n"
-    ] * 9000
-    (tmp_path / "long.jsonl").write_text("".join(lines))
+    lines = [json.dumps(e.to_dict()) + "\n" for e in (begin, slab, first)]
+    (tmp_path / "long.jsonl").write_text("".join([*lines[:2], *lines[2:] * 9000]))
     seen = set()
     monitor = FitMonitor(tmp_path)
     try:
@@ -356,6 +354,7 @@ def test_a_log_that_cannot_be_read_is_reported_once(tmp_path, caplog):
             until(lambda: caplog.records)
             time.sleep(0.8)
             assert len(caplog.records) == 1
+            assert "IsADirectoryError" in monitor.head["message"]
         finally:
             monitor.close()
 

@@ -175,9 +175,11 @@ class Monitor(anywidget.AnyWidget):
                     break
                 self._trouble = ""
             except Exception as error:  # a monitor must never take a run down, nor go silent without a word
-                if str(error) != self._trouble:
+                trouble = f"{type(error).__name__}: {error}"
+                if trouble != self._trouble:
                     logger.exception("%s: could not draw a frame", self.name)
-                self._trouble = str(error)
+                    self.head = {**self.head, "message": trouble}
+                self._trouble = trouble
                 if self._ended():
                     break
         self._thread = None
