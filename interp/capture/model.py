@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
 import os
 import sys
 import time
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from interp.capture.sites import Sites, split
 
 __all__ = ["Model", "load_model", "wrap"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -303,6 +306,9 @@ def load_model(
 ) -> Model:
     """Load a causal LM or an encoder, and its tokenizer, once.
 
+    Weights are read from safetensors files alone, never from pickles, and code that comes with a model is not
+    run. For a model that needs either, load it with transformers, as far as you trust it, and `wrap` it.
+
     Parameters
     ----------
     name_or_path : str or path
@@ -327,7 +333,8 @@ def load_model(
     FileNotFoundError
         If there is no such folder, or the hub has no such model or cannot be reached.
     ValueError
-        If the architecture is not supported (an encoder-decoder, or blocks that are not found).
+        If the architecture is not supported (an encoder-decoder, or blocks that are not found), needs code of
+        its own, or its files are damaged or lack weights (named).
     ImportError
         If `device_map` is given without accelerate.
     """
@@ -338,12 +345,17 @@ def load_model(
     device = _pick_device(device)
     dtype = _pick_dtype(dtype, device if device_map is None else torch.device("cuda"))
     try:
-        config = AutoConfig.from_pretrained(where, revision=revision)
+        config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{name} needs code of its own, which interp does not run: load it with transformers if you "
+                "trust it, and give the model to interp.capture.wrap"
+            ) from error
         raise FileNotFoundError(
             f"no model {name!r}: it is no folder with a config.json that transformers knows, and the hub "
             "gave none "
-            f"({str(error).splitlines()[0]})"
+            f"({_first_line(error)})"
         ) from error
     if config.is_encoder_decoder:
         raise ValueError(
@@ -356,16 +368,49 @@ def load_model(
     if device_map is not None:
         _need_accelerate()
         extra["device_map"] = device_map
-    with _quiet():
-        hf = auto.from_pretrained(
-            where, revision=revision, dtype=dtype, attn_implementation=attention, **extra
-        )
+    hf = _load_weights(
+        auto, name, where, revision=revision, dtype=dtype, attn_implementation=attention, **extra
+    )
     if device_map is None:
         torch.nn.Module.to(hf, device)
     model = wrap(hf, _load_tokenizer(where, revision), name=name, revision=revision or "")
     model.attention_reason = reason
     model.load_seconds = time.perf_counter() - start
     return model
+
+
+def _load_weights(auto: Any, name: str, where: str, **options: Any) -> Any:
+    """The model with all its weights, from safetensors; ValueError if some are missing or do not fit."""
+    from safetensors import SafetensorError
+
+    try:
+        with _quiet():
+            hf, found = auto.from_pretrained(
+                where,
+                use_safetensors=True,
+                trust_remote_code=False,
+                # Both are checked below: transformers would go on with random numbers.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
+            )
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {name} are damaged: {error}. Get them again") from error
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} has no weights in safetensors, and interp loads no pickles (.bin): save it again with "
+            f"transformers' save_pretrained, or load it yourself and give it to wrap ({_first_line(error)})"
+        ) from error
+    # Poolers of encoders are often not shipped, and nothing is captured behind them.
+    missing = [k for k in sorted(found["missing_keys"]) if "pooler" not in k]
+    wrong = sorted(k[0] if isinstance(k, tuple) else k for k in found["mismatched_keys"])
+    for which, what in ((missing, "lack"), (wrong, "have another shape than config.json says for")):
+        if which:
+            more = f" and {len(which) - 3} more" if len(which) > 3 else ""
+            raise ValueError(f"the weights of {name} {what} {', '.join(which[:3])}{more}: get them again")
+    return hf
 
 
 def wrap(hf: Any, tokenizer: Any = None, *, name: str = "", revision: str = "") -> Model:
@@ -453,24 +498,30 @@ def _load_tokenizer(where: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(where, revision=revision)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None  # prompts given as token ids still work, and text says what is missing
+        return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        # Prompts given as token ids still work, and text says what is missing.
+        logger.warning("%s: no tokenizer could be loaded (%s)", where, _first_line(error))
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No bar of transformers where nobody watches a terminal."""
-    from transformers.utils import logging
+    from transformers.utils import logging as bars
 
-    shown = logging.is_progress_bar_enabled()
+    shown = bars.is_progress_bar_enabled()
     if sys.stderr is None or not sys.stderr.isatty():
-        logging.disable_progress_bar()
+        bars.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
 
 
 def _need_accelerate() -> None:
