@@ -24,10 +24,25 @@ from safetensors import SafetensorError
 
 from interp.lock import is_running
 
-__all__ = ["append", "digest", "file_hash", "read_json", "sweep", "whole", "write_json", "write_text"]
+__all__ = [
+    "append",
+    "digest",
+    "file_hash",
+    "read_json",
+    "safe_name",
+    "sweep",
+    "whole",
+    "write_json",
+    "write_text",
+]
 
 #: ``.name.host-pid-random.part``; the host as eight hex digits.
 _PART = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part")
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9_+]([A-Za-z0-9_+.-]{0,98}[A-Za-z0-9_+])?")
+#: What Windows takes for a device, with any suffix.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
 @contextmanager
@@ -124,6 +139,18 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         why = "the hash in it does not match its content" if said else "there is no hash in it"
         raise ValueError(f"{path} is damaged or was edited: {why}. Restore it, or make it again")
     return content
+
+
+def safe_name(text: str) -> str:
+    """A file name for any text: itself if that is plain and short, else what is plain of it and a hash.
+
+    Plain are ASCII letters, digits, ``_``, ``+``, and inside a name ``-`` and dots; not what Windows keeps
+    for devices, and not what looks like a name made here. So two texts never share a name.
+    """
+    if _PLAIN.fullmatch(text) and not _DEVICE.match(text) and not re.search(r"-[0-9a-f]{12}$", text):
+        return text
+    plain = re.sub(r"[^A-Za-z0-9_+-]+", "-", text).strip("-")[:60]
+    return f"{plain or 'x'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:

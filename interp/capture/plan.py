@@ -15,9 +15,12 @@ from interp.capture.prompts import SHIPPED, Prompts, shipped
 from interp.capture.record import capture
 from interp.capture.traits import TRAITS, TraitVectors
 from interp.events import Hook
-from interp.files import write_text
+from interp.files import safe_name, write_text
 
 __all__ = ["run_plan"]
+
+#: Names of JSON files in the folder of a run that hold no results.
+_OURS = ("manifest", "sets")
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +114,7 @@ def run_plan(
     write_text(out / "sets.json", json.dumps({k: v.ids for k, v in sets.items()}, indent=1))
     if save_json:
         for name, items in sets.items():
-            target = out / f"{name}.json"
+            target = out / f"{safe_name(name)}.json"
             if not target.exists():
                 acts.to_json(target, prompts=items.ids)
     return out
@@ -128,6 +131,8 @@ def _read_sets(prompts: Sequence[str], files: Sequence[str | os.PathLike[str]]) 
     sets: dict[str, Prompts] = {}
     for file in files:
         name = Path(file).stem
+        if name in _OURS:
+            raise ValueError(f"{file}: a run keeps something else under the name {name!r}; rename the file")
         if name in sets:
             raise ValueError(f"two prompt files are called {name!r}: rename one, results are kept by name")
         here = str(file) in SHIPPED and not Path(file).exists()
@@ -169,7 +174,7 @@ def _trait(name: str, root: Path, model: Model) -> TraitVectors:
 
 def _run_name(sets: dict[str, Prompts], everything: Prompts) -> str:
     """Names of the prompt files; inline prompts and long lists are told apart by a hash."""
-    name = "+".join(sets)
+    name = "+".join(map(safe_name, sets))
     if "prompts" in sets or len(name) > 100:
         name = f"{name[:80]}-{hashlib.sha256(repr(everything.ids).encode()).hexdigest()[:8]}"
     return name

@@ -108,7 +108,11 @@ class Prompts(Sequence[Prompt]):
         if not path.is_file():
             raise FileNotFoundError(f"no prompt file {path}: give a .txt (one per line) or .jsonl file")
         items: list[Any] = []
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"prompt file {path} is not UTF-8: {error}") from error
+        for number, line in enumerate(text.split("\n"), 1):  # JSON may hold other line ends, in strings
             if not line.strip():
                 continue
             if path.suffix != ".jsonl":
@@ -116,8 +120,8 @@ class Prompts(Sequence[Prompt]):
                 continue
             try:
                 items.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error.msg}): {line[:60]!r}") from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error}): {line[:60]!r}") from error
         if not items:
             raise ValueError(f"prompt file {path} is empty: expected one prompt per line")
         try:
@@ -236,6 +240,10 @@ def _parse(item: Any, i: int, system: str | None) -> Prompt:
             f"prompt {i}: expected exactly one of 'text', 'messages' and 'token_ids', got "
             f"{given or list(item)}"
         )
+    try:
+        json.dumps([str(item.get("id")), item[given[0]]], ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"prompt {i} holds half a surrogate pair, which is no text: {error}") from error
     content = item[given[0]]
     if given[0] == "text" and (not isinstance(content, str) or not content.strip()):
         raise ValueError(f"prompt {i} is empty: got {content!r}")

@@ -114,7 +114,8 @@ class ConceptPack:
     Raises
     ------
     ValueError
-        For duplicate ids, a parent or an ``also`` that is not in the pack, or a cycle; each is named.
+        For duplicate ids, a parent or an ``also`` that is not in the pack, a cycle, or text that no file can
+        hold; each is named.
     """
 
     def __init__(self, name: str, version: str, concepts: list[Concept]) -> None:
@@ -126,6 +127,12 @@ class ConceptPack:
                     f"pack {name!r}: the id {concept.id!r} occurs twice; ids must be unique, rename one"
                 )
             self._concepts[concept.id] = concept
+            try:
+                json.dumps(concept.to_dict(), ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"pack {name!r}: {concept.id!r} holds half a surrogate pair, which is no text: {error}"
+                ) from error
         self._children: dict[str, list[str]] = {c: [] for c in self._concepts}
         for concept in concepts:
             for parent in concept.parents:
@@ -174,7 +181,7 @@ class ConceptPack:
             raise FileNotFoundError(f'no concept pack at {file}; give the path of a JSON file, or "tiny"')
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is not JSON: {error}") from error
         return cls.from_dict(data, where=str(file))
 
