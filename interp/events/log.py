@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from interp.events.records import Event, from_dict
@@ -15,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class JsonlLog:
-    """A hook that appends each event to a file as one line of JSON, flushed at once.
+    """A hook that appends each event to a file as one line of JSON with a checksum, flushed at once.
 
     Parameters
     ----------
@@ -41,14 +44,24 @@ class JsonlLog:
                 self._file.write(b"\n")
 
     def __call__(self, event: Event) -> None:
-        line = json.dumps(event.to_dict(), separators=(",", ":"), allow_nan=False).encode() + b"\n"
-        with self._lock:
-            self._file.write(line)
-            self._file.flush()
+        line = json.dumps(event.to_dict(), separators=(",", ":"), allow_nan=False).encode()
+        with self._lock, self._named():
+            self._file.write(b'%s,"crc32":"%08x"}\n' % (line[:-1], zlib.crc32(line)))
+            self._file.flush()  # where this fails, the rest of the line stays in the buffer for the next
 
     def close(self) -> None:
         """Close the file. Further events raise ``ValueError``."""
-        self._file.close()
+        with self._named():
+            self._file.close()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                error.errno, f"could not write the event log {self.path}: {error.strerror}"
+            ) from error
 
     def __enter__(self) -> JsonlLog:
         return self
@@ -98,7 +111,7 @@ class Tail:
                             break
                         start += len(line)
                         self._offsets[file] = start
-                        event = _parse(line)
+                        event = _parse(line, file)
                         if event is not None:
                             yield file.stem, event
             except FileNotFoundError:  # deleted since it was listed
@@ -132,11 +145,18 @@ def read(path: str | os.PathLike[str]) -> list[Event]:
     return [event for _, event in Tail(path).new()]
 
 
-def _parse(line: bytes) -> Event | None:
+#: The end of a line of ours: the checksum of the line as it would be without it.
+_SEAL = re.compile(rb',"crc32":"([0-9a-f]{8})"\}\s*$')
+
+
+def _parse(line: bytes, file: Path) -> Event | None:
     if not line.strip():
         return None
     try:
+        seal = _SEAL.search(line)  # lines of others may have none
+        if seal and int(seal[1], 16) != zlib.crc32(line[: seal.start()] + b"}"):
+            raise ValueError("it does not match its checksum")
         return from_dict(json.loads(line))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        logger.warning("skipped a log line that is no event (%s): %.80r", error, line)
+    except (ValueError, RecursionError) as error:  # no JSON, and no UTF-8, are ValueErrors
+        logger.warning("%s: skipped a line that is no event (%s): %.80r", file, error, line)
         return None
