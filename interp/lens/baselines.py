@@ -45,7 +45,8 @@ class BagOfWords:
         """One row per text; unknown words are left out."""
         counts = _log_counts(texts, {word: i for i, word in enumerate(self.words)})
         counts.data *= self.idf[counts.indices]
-        norms = np.sqrt(np.asarray(counts.multiply(counts).sum(axis=1)).ravel())
+        row = np.repeat(np.arange(len(texts)), np.diff(counts.indptr))
+        norms = np.sqrt(np.bincount(row, counts.data**2, minlength=len(texts)))
         return sp.csr_array(sp.diags_array(1 / np.where(norms > 0, norms, 1.0)) @ counts)
 
 

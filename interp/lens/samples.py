@@ -152,7 +152,8 @@ class Samples:
                 f"shares must give weights ≥ 0 to {', '.join(SHARES)}, got {dict(self.shares)!r}"
             )
         self._cache: dict[tuple[str, str, str], list[Sample]] = {}
-        self._shows: dict[int, set[str]] = {}  # group → concepts that its texts are said to show
+        self._shown: dict[str, set[int]] = {}  # concept → groups with a text that is said to show it
+        self._clean: dict[str, Callable[[Sample], bool]] = {}
         self._fillers = self._split()  # (origin, split) → [(text, group)] in drawing order
         audit([s for origin, split in self._fillers for s in self._rows(origin, split, passes=1)])
 
@@ -169,7 +170,8 @@ class Samples:
         members: dict[int, list[tuple[str, str]]] = {}
         for (origin, text, _), group in zip(found, groups.tolist(), strict=True):
             members.setdefault(group, []).append((origin, text))
-            self._shows.setdefault(group, set()).update({origin}, also.get((origin, text), ()))
+            for shown in (origin, *also.get((origin, text), ())):
+                self._shown.setdefault(shown, set()).add(group)
         # A group's home is its first origin that is a concept; homes get their splits in fixed shares.
         homes: dict[str, list[tuple[bytes, int]]] = {}
         for group, entries in members.items():
@@ -332,9 +334,11 @@ class Samples:
         It is of a concept outside the direct line (or a near miss of this one), neither it nor nearly the
         same text is said to show the concept or what is below it, and it does not name them.
         """
+        if concept_id in self._clean:
+            return self._clean[concept_id]
         below = [concept_id, *self.pack.descendants(concept_id)]
         line = {*below, *self.pack.ancestors(concept_id)}
-        shown = {g for g, concepts in self._shows.items() if not concepts.isdisjoint(below)}
+        shown = set[int]().union(*(self._shown.get(c, ()) for c in below))
         terms = "|".join(sorted(re.escape(self.pack[c].term.casefold()) for c in below))
         named = re.compile(rf"(?<!\w)(?:{terms})(?!\w)")
 
@@ -347,6 +351,7 @@ class Samples:
                 return sample.origin == f"not:{concept_id}"
             return sample.origin not in line and not named.search(sample.filler.casefold())
 
+        self._clean[concept_id] = clean
         return clean
 
     def siblings_of(self, concept_id: str) -> set[str]:

@@ -2,7 +2,7 @@
 
 Five questions, each with a table:
 
-1. Does the model load in a 16-bit dtype, and is every residual site finite?
+1. Does the model load in a 16-bit dtype, and is every site finite?
 2. How large may a batch be, and what memory does it take?
 3. How fast is each dtype at each batch size?
 4. Are lenses trained on one dtype as good on another?
@@ -214,27 +214,41 @@ def _load(model: Any, dtype: str, device: str) -> Model:
 
 
 def _finite(models: dict[str, Model], texts: list[str]) -> pd.DataFrame:
-    """Per dtype and residual site: finite, largest value, relative error against the first dtype."""
+    """Per dtype and site: finite, largest value, relative error against the first dtype."""
     import pandas as pd
-
-    from interp.capture.record import capture
 
     reference: dict[str, torch.Tensor] = {}
     rows = []
     for dtype, model in models.items():
-        sites = model.sites.resolve(["resid_pre.*", "resid_mid.*", "resid_post.*"])
-        for site in sites:
+        # Layer by layer: all sites of all layers need not fit in memory. Attention weights come alone, for
+        # they are captured with another attention than the model runs with.
+        kinds = [k for k in model.sites.kinds() if k not in ("embed", "attn")]
+        groups = [["embed"], *([f"{k}.{i}" for k in kinds] for i in range(model.n_layers))]
+        if "attn" in model.sites.kinds():
+            groups += [[f"attn.{i}"] for i in range(model.n_layers)]
+        for site, x in ((s, x) for group in groups for s, x in _states(model, texts[:32], group).items()):
             row: dict[str, Any] = {"dtype": dtype, "site": site}
-            try:
-                x = capture(model, texts[:32], sites=[site])[site].float()
-            except FloatingPointError:
-                rows.append({**row, "finite": False, "largest": float("inf"), "relative_error": float("nan")})
-                continue
-            base = reference.setdefault(site, x)
-            error = float((x - base).norm() / base.norm())
-            row |= {"finite": bool(torch.isfinite(x).all()), "largest": float(x.abs().max())}
-            rows.append({**row, "relative_error": error})
+            if x is None:
+                row |= {"finite": False, "largest": float("inf"), "relative_error": float("nan")}
+            else:
+                base = reference.setdefault(site, x)
+                row |= {"finite": bool(torch.isfinite(x).all()), "largest": float(x.abs().max())}
+                row |= {"relative_error": float((x - base).norm() / base.norm().clamp_min(1e-30))}
+            rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _states(model: Model, texts: list[str], sites: list[str]) -> dict[str, torch.Tensor | None]:
+    """Rows of each site; None where the model gave numbers that are not finite."""
+    from interp.capture.record import capture
+
+    try:
+        acts = capture(model, texts, sites=sites)
+    except FloatingPointError:
+        if len(sites) == 1:
+            return {sites[0]: None}
+        return {site: x for s in sites for site, x in _states(model, texts, [s]).items()}
+    return {site: acts[site].float() for site in sites}
 
 
 def _batch(

@@ -1,9 +1,12 @@
 """Lenses beside one MLP at a time, on the same bank: ``python tests/bench/lens_mlp.py [--quick]``.
 
 The baseline is written from what is known of the published trainer: an MLP d → 128 → 64 → 1 with dropout
-0.2, binary cross-entropy, AdamW at 1e-3, 50 full-batch epochs, one concept after the other. Both sides read
-the same rows, train on the same samples and are judged by AUROC on the same held-out samples. The time of the
-lenses includes the choice of λ by cross-validation.
+0.2, binary cross-entropy, AdamW at 1e-3, 50 full-batch epochs, one concept after the other. (It fitted three
+such nets per number of samples, to keep one; here one fit counts.) Both sides read the same rows in memory,
+train on the same samples, are judged by AUROC on the same held-out samples, and use the same threads. The
+time of the lenses includes standardising and the choice of λ by cross-validation. The published trainer does
+not standardise; so that its AUROC does not suffer from that, the better of raw and standardised rows counts
+for it, and the time of raw ones.
 
 Two settings: rows made up at the width of a 4B model (2,560) with 40 samples a concept, and the shipped model
 and pack.
@@ -125,11 +128,18 @@ def compare(name: str, data: tuple[torch.Tensor, ...], baseline: int, repeats: i
         lens = all_lenses(x, y, folds(x.shape[1]), test, 64)
         fast.append((time.perf_counter() - start) / len(x))
     ratio = float(np.median(slow) / np.median(fast))
-    areas = [float(g.auroc(a, labels[: len(a)]).mean()) for a in (mlp, lens[:n_mlp])]
+    mean, scale = fit.statistics(x[:n_mlp].flatten(0, 1))
+    level = [mlp_one_at_a_time((x[k] - mean) / scale, y[k], (test[k] - mean) / scale) for k in range(n_mlp)]
+    areas = [g.auroc(a, labels[:n_mlp]) for a in (mlp, np.stack(level), lens[:n_mlp])]
+    best = max(areas[:2], key=np.mean)
+    gain = areas[2] - best
     print(
-        f"{name}: {len(x)} concepts, {x.shape[1]} samples, width {x.shape[2]}\n"
-        f"  one MLP at a time {_range(slow)}, held-out AUROC {areas[0]:.4f}\n"
-        f"  all lenses        {_range(fast)}, held-out AUROC {areas[1]:.4f}: {ratio:.0f}×"
+        f"{name}: {len(x)} concepts, {x.shape[1]} samples, width {x.shape[2]}, "
+        f"{torch.get_num_threads()} threads\n"
+        f"  one MLP at a time {_range(slow)}, held-out AUROC {areas[0].mean():.4f} "
+        f"(standardised rows: {areas[1].mean():.4f})\n"
+        f"  all lenses        {_range(fast)}, held-out AUROC {areas[2].mean():.4f}: {ratio:.0f}×\n"
+        f"  lens − MLP on {n_mlp} concepts: {gain.mean():+.4f} ± {1.96 * gain.std() / n_mlp**0.5:.4f} AUROC"
     )
     return ratio
 
