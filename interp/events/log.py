@@ -158,5 +158,5 @@ def _parse(line: bytes, file: Path) -> Event | None:
             raise ValueError("it does not match its checksum")
         return from_dict(json.loads(line))
     except (ValueError, RecursionError) as error:  # no JSON, and no UTF-8, are ValueErrors
-        logger.warning("%s: skipped a line that is no event (%s): %.80r", file, error, line)
+        logger.warning("skipped a log line that is no event, in %s (%s): %.80r", file, error, line)
         return None
