@@ -21,6 +21,13 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
+/** Keep the notebook's one-key commands (x cuts a cell) away from a widget; Ctrl+S and its like get through. */
+function keepKeys(root) {
+  root.addEventListener("keydown", (e) => {
+    if (!e.ctrlKey && !e.metaKey) e.stopPropagation();
+  });
+}
+
 /** The colours of the page the widget stands on; dark is told from the paper itself. */
 function themeOf(root) {
   const style = getComputedStyle(root);

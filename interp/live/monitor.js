@@ -330,7 +330,7 @@ const PANELS = { "Time by stage": barPanel, Grades: columnPanel, Concepts: table
 // ------------------------------------------------------------------------------- the widget
 
 function render({ model, el }) {
-  const root = make("div.interp-monitor", { "data-lm-suppress-shortcuts": "true", role: "group", "aria-label": "interp monitor" });
+  const root = make("div.interp-monitor", { role: "group", "aria-label": "interp monitor" });
   // While this view lives, the static picture of the same run is not needed (it is for saved notebooks).
   const hide = make("style", {}, `.interp-static[data-run="${CSS.escape(model.get("uid"))}"]{display:none}`);
   el.append(hide, root);
@@ -357,7 +357,7 @@ function render({ model, el }) {
     button[name] = make("button", { type: "button", "aria-label": NAMES[name], title: NAMES[name] }, icon(name), make("span", {}, NAMES[name]));
     button[name].addEventListener("click", () => send(name));
   }
-  root.addEventListener("keydown", (e) => e.stopPropagation()); // Lab's own keys stay out
+  keepKeys(root);
 
   let kind = null;
   let panels = [];

@@ -277,8 +277,11 @@ class Monitor(anywidget.AnyWidget):
 
     def _note(self, digest: Digest) -> str:
         """A word on what the job does while its charts stand still."""
-        waits = self.run is not None and digest.state == "waiting" and not self.run.done
-        return "preparing: the first event has not come yet" if waits else ""
+        if self.run is None or self.run.done:
+            return ""
+        if self.run.state == "stopping":
+            return "stopping: what is under way is finished"
+        return "preparing: the first event has not come yet" if digest.state == "waiting" else ""
 
     def _add_jobs(self, head: dict[str, Any], now: float) -> None:
         head["job"] = next((k for k, d in self._digests.items() if d is self.digest), "")
@@ -407,6 +410,8 @@ class LensMonitor(Monitor):
     def _note(self, digest: Digest) -> str:
         assert isinstance(digest, LensDigest)
         batch = digest.forwarding
+        if self.state == "stopping":
+            return "stopping: the lenses that stand are graded"
         if batch is None or digest.state != "running":
             return super()._note(digest)
         speed = batch.tokens_real / max(batch.seconds, 1e-9)

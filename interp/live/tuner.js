@@ -1,10 +1,10 @@
 // The slab tuner: three sliders, a heat map of measured settings. Follows charts.js.
 
 function render({ model, el }) {
-  const root = make("div.interp-tuner", { "data-lm-suppress-shortcuts": "true", role: "group", "aria-label": "interp slab tuner" });
+  const root = make("div.interp-tuner", { role: "group", "aria-label": "interp slab tuner" });
   const hide = make("style", {}, `.interp-static[data-run="${CSS.escape(model.get("uid"))}"]{display:none}`);
   el.append(hide, root);
-  root.addEventListener("keydown", (e) => e.stopPropagation());
+  keepKeys(root);
 
   const NAMES = [
     ["class_slab_size", "classes"],

@@ -6,6 +6,7 @@ import json
 import time
 
 import pytest
+from pages import MONITOR, open_and_run, picture, state, steps, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -23,40 +24,14 @@ def job(events, seconds, iteration_hook=None):
         Path("ended").write_text(str(time.time()))
 """
 START = "r = run.start(job, fakes.fit_events({slabs}, {width}), {seconds})\nr.view = {monitor}(r)\nr"
-MONITOR = ".interp-monitor"
 
 
 def start(slabs=40, width=4, seconds=0.05, monitor="FitMonitor") -> str:
     return START.format(slabs=slabs, width=width, seconds=seconds, monitor=monitor)
 
 
-def steps(page) -> int:
-    return int(page.locator(MONITOR).first.get_attribute("data-steps"))
-
-
-def state(page) -> str:
-    return page.locator(MONITOR).first.get_attribute("data-state")
-
-
-def until(condition, seconds=15.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
-def picture(page) -> str:
-    return page.evaluate("document.querySelector('.interp-monitor canvas').toDataURL()")
-
-
-def open_and_run(lab, page, name, cells, kernel="python3"):
-    lab.open(page, lab.notebook(name, [SETUP, *cells], kernel))
-    lab.run_all(page)
-    page.locator(MONITOR).first.wait_for(timeout=30_000)
-
-
 def test_it_moves_pauses_steps_and_stops(lab, page, kernel, shots):
-    open_and_run(lab, page, f"controls-{kernel}.ipynb", [start()], kernel)
+    open_and_run(lab, page, f"controls-{kernel}.ipynb", [SETUP, start()], kernel)
     until(lambda: steps(page) > 5)
 
     # Numbers and charts move about four times a second.
@@ -105,7 +80,7 @@ def test_it_moves_pauses_steps_and_stops(lab, page, kernel, shots):
 
 
 def test_the_keyboard_is_enough(lab, page):
-    open_and_run(lab, page, "keyboard.ipynb", [start()])
+    open_and_run(lab, page, "keyboard.ipynb", [SETUP, start()])
     pause = page.get_by_role("button", name="Pause", exact=True)
     pause.focus()
     page.keyboard.press("Enter")
@@ -131,7 +106,7 @@ def test_the_keyboard_is_enough(lab, page):
 
 
 def test_a_reload_shows_the_monitor_again(lab, page):
-    open_and_run(lab, page, "reload.ipynb", [start(seconds=0.1)])
+    open_and_run(lab, page, "reload.ipynb", [SETUP, start(seconds=0.1)])
     page.keyboard.press("Control+s")
     until(lambda: "widget-view" in (lab.root / "reload.ipynb").read_text())
     before = steps(page)
@@ -145,7 +120,7 @@ def test_a_reload_shows_the_monitor_again(lab, page):
 
 
 def test_it_leaves_a_picture_when_the_kernel_is_gone(lab, page, shots):
-    cells = [start(6, 26, 0.01), "events = await r"]
+    cells = [SETUP, start(6, 26, 0.01), "events = await r"]
     open_and_run(lab, page, "kept.ipynb", cells)
     until(lambda: state(page) == "done")
     shown = "getComputedStyle(document.querySelector('.interp-static')).display"
@@ -175,6 +150,7 @@ def test_all_monitors_are_readable_in_both_themes_and_at_600_px(lab, page, shots
     lab.theme(theme)
     try:
         cells = [
+            SETUP,
             start(10, 16, 0.01),
             "s = run.start(fakes.play, fakes.lens_events(), 0.001); s.view = LensMonitor(s); s",
             "t = run.start(fakes.play, fakes.capture_events(), 0.05); t.view = CaptureMonitor(t); t",
@@ -225,7 +201,7 @@ def test_a_failure_is_shown_with_its_message(lab, page, shots):
         "    raise ValueError('x: row 17, column 3 is NaN')\n"
         "r = run.start(job); r.view = FitMonitor(r); r"
     )
-    open_and_run(lab, page, "failure.ipynb", [cell])
+    open_and_run(lab, page, "failure.ipynb", [SETUP, cell])
     until(lambda: state(page) == "failed")
     assert "ValueError: x: row 17, column 3 is NaN" in page.get_by_role("alert").first.inner_text()
     page.locator(MONITOR).first.screenshot(path=shots / "failed.png")
@@ -233,6 +209,7 @@ def test_a_failure_is_shown_with_its_message(lab, page, shots):
 
 def test_logs_of_several_jobs_are_followed_together(lab, page, shots):
     cells = [
+        SETUP,
         "from interp.events import JsonlLog\nFitMonitor('jobs')",
         "runs = [run.start(fakes.play, fakes.fit_events(seed=i), 0.02 * (i + 1), "
         "iteration_hook=JsonlLog(f'jobs/job{i}.jsonl')) for i in range(3)]",
@@ -248,6 +225,7 @@ def test_logs_of_several_jobs_are_followed_together(lab, page, shots):
 
 def test_flame_and_tuner(lab, page, shots):
     cells = [
+        SETUP,
         "import numpy as np, scipy.sparse as sp\nfrom interp import Sparse1DProbe\n"
         "x = sp.random(4000, 200, density=0.1, format='csr', random_state=0)\ny = np.arange(4000) % 40\n"
         "probe = Sparse1DProbe()\nr = live.fit(probe, x, y)\nr",
