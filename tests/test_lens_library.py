@@ -16,16 +16,18 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from interp.capture.model import load_model
 from interp.capture.record import capture
 from interp.capture.steer import steer
 from interp.files import read_json, write_json
 from interp.lens import grade
 from interp.lens.bank import Bank
 from interp.lens.baselines import BagOfWords, TextLenses, fit_text
+from interp.lens.concepts import ConceptPack
 from interp.lens.judge import Judge
 from interp.lens.library import Lenses, LensMismatch
 from interp.lens.samples import Samples
-from interp.lens.steering import next_token_loss
+from interp.lens.steering import next_token_loss, random_direction
 from interp.lens.train import train_lenses
 
 SITE = "resid_post.1"
@@ -189,8 +191,6 @@ def test_html_is_escaped(model, lenses):
     data = lens_world.pack().to_dict()
     for c in data["concepts"]:
         c["term"] = f"<script>{c['id']}\"'</script>"
-    from interp.lens.concepts import ConceptPack
-
     bad = train_lenses(model, ConceptPack.from_dict(data), site=SITE, concepts=["bird"], growth=(10,))
     shown = bad.highlight(TEXT, "bird")
     shown.tokens[1] = "<img src=x onerror=alert(1)>"
@@ -249,6 +249,17 @@ def test_dose_response(lenses, model):
     random = table[table.direction == "random"].groupby("scale").logit_change.apply(lambda x: x.abs().max())
     assert own[0.4] == pytest.approx(2 * own[0.2], rel=1e-2)
     assert own[0.4] > 2 * random[0.4]
+    # What is said is written with steering, behind the first half of each text, and read without.
+    with steer(model, {SITE: lens.steering_vector()}, scale=0.4 * lens.lenses.meta["typical_norm"]):
+        ids = [model.tokenizer(t)["input_ids"] for t in texts]
+        written = [
+            capture(model, [{"token_ids": i[: len(i) // 2]}], sites=[SITE], max_new_tokens=12) for i in ids
+        ]
+    lens.lenses.model = model
+    after = [lens.score(capture(model, [{"token_ids": w.token_ids}], sites=[SITE])) for w in written]
+    new = [s[w.phase == 1] for s, w in zip(after, written, strict=True)]
+    said = table[(table.direction == "lens") & (table.scale == 0.4)].said.item()
+    assert said == pytest.approx(float(torch.cat(new).mean()), rel=1e-4)
     unsteered = table[table.scale == 0].loss.iloc[0]
     assert unsteered == pytest.approx(next_token_loss(model, texts))
     again = lens.dose_response(model, texts, scales=(0.2, 0.4), n_random=4)
@@ -259,6 +270,41 @@ def test_dose_response(lenses, model):
         regraded(lenses, "C")["bird"].dose_response(model, texts)
     with pytest.raises(ValueError, match="texts is empty"):
         lens.dose_response(model, [])
+
+
+def test_steering_changes_what_a_trained_model_says():
+    """On the shipped model, by words that the lens has no part in: those of the concept's class."""
+    from interp.tiny import grammar
+    from interp.tiny.concepts import class_ids
+
+    tiny, pack = load_model("tiny"), ConceptPack.load("tiny")
+    concepts = ["soldier", "boat", "medicine"]
+    lenses = train_lenses(tiny, pack, site="resid_post.3", concepts=concepts, growth=(40,))
+    texts = [c.positive[0].text for c in list(pack)[::8]]
+    norm = lenses.meta["typical_norm"]
+
+    def share(words: list[int]) -> float:
+        logits = [tiny.hf(torch.tensor([tiny.tokenizer(t)["input_ids"]])).logits[0] for t in texts]
+        return float(torch.cat(logits).softmax(-1)[:, words].sum(-1).mean())
+
+    for concept in concepts:
+        lens = lenses[concept]
+        own = [w for w, ids in grammar.classes_of().items() if set(ids) & class_ids(concept)]
+        words = [i for i in tiny.tokenizer.convert_tokens_to_ids(own) if i != tiny.tokenizer.unk_token_id]
+        with torch.no_grad():
+            plain = share(words)
+            shares = []
+            for vector in (
+                lens.steering_vector(force=True),
+                *(random_direction(128, seed=i) for i in range(3)),
+            ):
+                with steer(tiny, {"resid_post.3": vector}, scale=0.8 * norm):
+                    shares.append(share(words))
+        assert shares[0] > 2 * plain
+        assert shares[0] > 2 * max(shares[1:])
+        dose = lens.dose_response(tiny, texts, scales=(0.8,), force=True)
+        said = dose[dose.scale == 0.8].groupby("direction").said_change.max()
+        assert said["lens"] > 1 + said["random"]
 
 
 def test_next_token_loss_is_transformers_own(model):

@@ -420,7 +420,7 @@ def test_an_encoder():
     assert sum(r.grade in "AB" for r in lenses.reports) >= 6
     best = max((r for r in lenses.reports if r.grade == "A"), key=lambda r: r.score_low)
     dose = lenses[best.concept].dose_response(encoder, lens_world.sentences("bird", 4), scales=(0.2,))
-    assert dose.loss.isna().all()
+    assert dose[["loss", "said"]].isna().all().all()
     assert dose[(dose.direction == "lens") & (dose.scale > 0)].logit_change.item() > 0
     with pytest.raises(ValueError, match="is an encoder and cannot continue"):
         train_lenses(encoder, lens_world.pack(), site=SITE, continuation=3)

@@ -1,4 +1,8 @@
-"""What steering with a lens does: dose by dose, beside random directions of the same norm."""
+"""What steering with a lens does: dose by dose, beside random directions of the same norm.
+
+That the lens's own logit rises where the model is steered is geometry: the vector is its gradient. What the
+model *writes* while it is steered, read again by the lens without steering, is an effect on the model.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +37,12 @@ def dose_response(
     *,
     scales: Sequence[float] = (0.0, 0.1, 0.2, 0.4, 0.8),
     n_random: int = 3,
+    max_new_tokens: int = 12,
     seed: int = 0,
     force: bool = False,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Steer at the lens's site and measure its own logit and the model's next-token loss.
+    """Steer at the lens's site; measure its own logit, what the model then writes, and its next-token loss.
 
     Parameters
     ----------
@@ -52,6 +57,8 @@ def dose_response(
         if missing.
     n_random : int
         Random directions of the same norm to compare with.
+    max_new_tokens : int
+        Tokens that the steered model writes, greedily, behind the first half of each text.
     seed : int
     force : bool
         Steer with a C or U too.
@@ -61,9 +68,10 @@ def dose_response(
     Returns
     -------
     DataFrame
-        One row per scale and direction: ``scale``, ``direction`` ("lens" or "random"), ``draw``, ``logit``
-        (mean over tokens), ``logit_change``, ``loss`` (nats per token; NaN for an encoder), ``loss_change``;
-        changes are against scale 0.
+        One row per scale and direction: ``scale``, ``direction`` ("lens" or "random"), ``draw``; ``logit``,
+        the lens's own, mean over the tokens of the texts; ``loss`` of the texts' next tokens, in nats;
+        ``said``, the lens's logit on the tokens that the steered model wrote, read without steering; and the
+        change of each against scale 0 (``logit_change`` …). An encoder has no ``loss`` and no ``said``: NaN.
 
     Raises
     ------
@@ -86,6 +94,7 @@ def dose_response(
         ("random", i, random_direction(lenses.width, seed=seed_of(seed, "steer", lens.concept, str(i))))
         for i in range(n_random)
     ]
+    starts = _first_halves(model, texts) if model.is_causal and max_new_tokens else []
     base: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
     for scale in sorted({0.0, *map(float, scales)}, key=abs):
@@ -98,6 +107,8 @@ def dose_response(
                         "logit": float(lens.score(list(texts), model=model).double().mean()),
                         "loss": next_token_loss(model, texts, batch_size=batch_size),
                     }
+                    written = _write(model, starts, lenses.site, max_new_tokens, seed)
+                values["said"] = _read(lens, model, starts, written)
             base = base or values
             rows.append(
                 {
@@ -106,13 +117,41 @@ def dose_response(
                     "scale": scale,
                     "direction": name,
                     "draw": draw,
-                    "logit": values["logit"],
-                    "logit_change": values["logit"] - base["logit"],
-                    "loss": values["loss"],
-                    "loss_change": values["loss"] - base["loss"],
+                    **values,
+                    **{f"{name}_change": value - base[name] for name, value in values.items()},
                 }
             )
     return pd.DataFrame(rows).sort_values(["scale", "direction", "draw"], ignore_index=True)
+
+
+def _first_halves(model: Model, texts: Sequence[str]) -> list[list[int]]:
+    encoded = [list(model.tokenizer(t)["input_ids"]) for t in texts]
+    return [ids[: max(1, len(ids) // 2)] for ids in encoded]
+
+
+def _write(model: Model, starts: list[list[int]], site: str, n: int, seed: int) -> list[list[int]]:
+    """What the model writes behind each start, as it is (steered or not)."""
+    from interp.capture.record import capture
+
+    if not starts:
+        return []
+    prompts = [{"id": str(i), "token_ids": ids} for i, ids in enumerate(starts)]
+    acts = capture(model, prompts, sites=[site], max_new_tokens=n, seed=seed)
+    parts = acts.token_ids.split(acts.offsets.diff().tolist())
+    return [part[len(start) :].tolist() for part, start in zip(parts, starts, strict=True)]
+
+
+def _read(lens: Lens, model: Model, starts: list[list[int]], written: list[list[int]]) -> float:
+    """Mean logit of the written tokens, after their starts."""
+    from interp.capture.record import capture
+
+    if not written:
+        return math.nan
+    both = [{"id": str(i), "token_ids": a + b} for i, (a, b) in enumerate(zip(starts, written, strict=True))]
+    logits = lens.score(capture(model, both, sites=[lens.lenses.site])).double()
+    lengths = torch.tensor([[len(a), len(b)] for a, b in zip(starts, written, strict=True)]).flatten()
+    new = torch.repeat_interleave(torch.arange(len(lengths)) % 2 == 1, lengths)
+    return float(logits[new].mean())
 
 
 @torch.no_grad()

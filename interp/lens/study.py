@@ -94,10 +94,16 @@ class Study:
             out.append("No lens has a grade that allows steering.")
         else:
             most = self.steering[self.steering.scale == self.steering.scale.max()]
-            change = most.groupby("direction").logit_change.mean()
+            change = most.groupby("direction")[["logit_change", "said_change"]].mean()
+            own, other = change.loc["lens"], change.loc["random"]
+            told = (
+                f"; in what the model then writes by {own.said_change:.2f} and {other.said_change:.2f}"
+                if np.isfinite(own.said_change)
+                else ""
+            )
             out.append(
-                f"At dose {most.scale.iloc[0]:g} the lenses' own logit moves by {change['lens']:.2f} along "
-                f"the lens and by {change['random']:.2f} along random directions."
+                f"At dose {most.scale.iloc[0]:g} the lenses' own logit moves by {own.logit_change:.2f} along "
+                f"the lens and by {other.logit_change:.2f} along random directions{told}."
             )
         return out
 
@@ -112,7 +118,7 @@ class Study:
                 frame = frame.sort_values("relative_error", ascending=False).head(12)
             if name == "steering" and len(frame):
                 frame = (
-                    frame.groupby(["scale", "direction"])[["logit_change", "loss_change"]]
+                    frame.groupby(["scale", "direction"])[["logit_change", "said_change", "loss_change"]]
                     .mean()
                     .reset_index()
                 )
