@@ -12,7 +12,6 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from interp.probe import LatentSummary, Sparse1DProbe, auto_sizes, measure_blocks, measure_row_batches
-from interp.probe.nodes import Nodes
 
 DEFAULTS = {
     "class_slab_size": "auto",
@@ -112,22 +111,17 @@ def test_a_summary_that_grows_after_the_fit_does_not_change_the_probe() -> None:
 # -------------------------------------------------------------------------------------- sizes
 
 
-def _nodes(n_latents: int, per_latent: int) -> Nodes:
-    x = np.tile(np.linspace(0.1, 2.0, per_latent), n_latents)
-    offsets = np.arange(n_latents + 1) * per_latent
-    cpu = torch.device("cpu")
-    return Nodes(offsets, x, np.ones_like(x), np.ones(n_latents), device=cpu, dtype=torch.float64)
+CPU = {"device": torch.device("cpu"), "dtype": torch.float64}
 
 
 def test_given_sizes_are_kept_and_automatic_ones_fit_the_classes() -> None:
-    nodes = _nodes(50, 100)
-    assert auto_sizes(nodes, 151, 8, 4) == (8, 4)
-    assert auto_sizes(nodes, 5, 8, 4) == (5, 4)
-    slab, block = auto_sizes(nodes, 151)
+    assert auto_sizes(5000, 50, 151, 8, 4, **CPU) == (8, 4)
+    assert auto_sizes(5000, 50, 5, 8, 4, **CPU) == (5, 4)
+    slab, block = auto_sizes(5000, 50, 151, **CPU)
     assert 1 <= slab <= 19, "at least eight slabs, so that there is something to see"
     assert block >= 1
-    assert auto_sizes(nodes, 1)[0] == 1
-    wide, _ = auto_sizes(_nodes(3000, 300), 151)
+    assert auto_sizes(5000, 50, 1, **CPU)[0] == 1
+    wide, _ = auto_sizes(900_000, 3000, 151, **CPU)
     assert wide <= slab
 
 
@@ -135,13 +129,12 @@ def test_auto_is_measured_in_well_under_a_second() -> None:
     from interp.probe.sizes import _tuned
 
     _tuned.cache_clear()
-    nodes = _nodes(50, 100)
     start = time.perf_counter()
-    auto_sizes(nodes, 151)
+    auto_sizes(5000, 50, 151, **CPU)
     first = time.perf_counter() - start
     assert first < 2.0  # a twentieth of a second where nobody else is at work
     start = time.perf_counter()
-    auto_sizes(nodes, 151)
+    auto_sizes(5000, 50, 151, **CPU)
     assert time.perf_counter() - start < 0.1, "measured once per process"
 
 

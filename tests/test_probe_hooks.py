@@ -263,15 +263,16 @@ def test_failures_fall_back_and_still_end_at_the_optimum() -> None:
 
 def test_a_pair_that_can_do_nothing_right_ends_as_lm_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step of class 0 is refused: max_retries + 1 steps, then the fallback, then it is over."""
-    from interp.probe import lm
+    from interp.probe import lm, step
 
     x, y = problem(9)
     certified = lm.certified_decrease
 
-    def refuse(step: lm.Step, g_new: torch.Tensor, h_new: torch.Tensor) -> torch.Tensor:
-        return torch.full_like(certified(step, g_new, h_new), float("nan"))
+    def refuse(move: lm.Step, g_new: torch.Tensor, h_new: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(certified(move, g_new, h_new), float("nan"))
 
     monkeypatch.setattr(lm, "certified_decrease", refuse)
+    monkeypatch.setattr(step, "judged", step.judged.__wrapped__)  # as Python, which sees the patch
     probe = Sparse1DProbe(max_retries=2)
     events = events_of(probe, x, y)
     stuck = probe.n_iter_ > 0

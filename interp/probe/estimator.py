@@ -26,7 +26,8 @@ from interp.probe.data import (
 from interp.probe.exact import Certificate
 from interp.probe.fit import Fit, Fitted, Steps, polish
 from interp.probe.metrics import Confusion, ProbeMetrics
-from interp.probe.slab import STATUS, Rules
+from interp.probe.slab import Rules
+from interp.probe.step import STATUS
 from interp.probe.summary import LatentSummary
 
 __all__ = ["Sparse1DProbe"]

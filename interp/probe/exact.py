@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,8 +14,9 @@ from interp.probe import data
 from interp.probe.data import can_iterate_again, shards
 from interp.probe.nodes import Nodes
 from interp.probe.sizes import tuned_block_elements
-from interp.probe.slab import Problem, Rules, Slab
+from interp.probe.slab import Part, Problem, Rules
 from interp.probe.summary import LatentSummary
+from interp.probe.threads import n_threads, shared
 
 __all__ = ["Certificate", "exact_gradient", "make_problem", "polish_pairs"]
 
@@ -47,19 +49,20 @@ class Certificate(NamedTuple):
         return float(self.scaled.max(initial=0.0))
 
 
-def make_problem(summary: LatentSummary, latents: np.ndarray, *, device: torch.device, dtype: Any) -> Problem:
-    """The statistics of some latents, in units of their RMS q, on a device."""
-    moments, low, high = summary.moments()
-    moments, low, high = moments[latents], low[latents], high[latents]
-    q = rms(moments)
+def make_problem(
+    summary: LatentSummary, latents: np.ndarray, moments: tuple, *, device: torch.device, dtype: Any
+) -> Problem:
+    """The statistics of some latents, in units of their RMS q; `moments` are ``summary.moments()``."""
+    sums, low, high = (of_all[latents] for of_all in moments)
+    q = rms(sums)
 
     def tensor(a: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(a, np.float64)).to(device=device, dtype=dtype)
 
     return Problem(
         n=summary.n_rows,
-        n_zero=tensor(summary.n_rows - moments[:, 0]),
-        moments=tensor(moments / q[:, None] ** np.arange(3)),
+        n_zero=tensor(summary.n_rows - sums[:, 0]),
+        moments=tensor(sums / q[:, None] ** np.arange(3)),
         x_low=tensor(np.minimum(low, 0.0) / q),
         x_high=tensor(np.maximum(high, 0.0) / q),
         q=tensor(q),
@@ -87,7 +90,7 @@ def polish_pairs(
     intercept: np.ndarray,
     rules: Rules,
     device: torch.device,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, Slab]]:
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, Part]]:
     """Finish pairs on the raw events, from where the quadrature rule left them.
 
     The same LM as everywhere, with one node of weight 1 per event.
@@ -99,12 +102,14 @@ def polish_pairs(
 
     Yields
     ------
-    (latents, classes, chosen, slab)
-        The members of a group, a mask [len(latents), len(classes)] of its pairs, and their finished slab.
+    (latents, classes, chosen, part)
+        The members of a group, a mask [len(latents), len(classes)] of its pairs, and the finished pairs.
     """
     latents = np.flatnonzero(pairs.any(axis=1))
     block_elements, _ = tuned_block_elements(device, torch.float64)
-    for first, columns, _ in data.columns(x, y, n_latents=len(pairs), latents=latents):
+    moments = summary.moments()
+
+    def solve(first: int, columns: sp.csc_array, _: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, Part]:
         group = latents[first : first + columns.shape[1]]
         if columns.shape[0] != summary.n_rows or (np.diff(columns.indptr) != summary.n_events[group]).any():
             raise ValueError(
@@ -113,11 +118,11 @@ def polish_pairs(
             )
         chosen_all = pairs[group]
         classes = np.flatnonzero(chosen_all.any(axis=0))
-        problem = make_problem(summary, group, device=device, dtype=torch.float64)
+        problem = make_problem(summary, group, moments, device=device, dtype=torch.float64)
         nodes = _raw_nodes(columns, problem.q.cpu().numpy(), device)
         at = np.ix_(group, classes)
         chosen = chosen_all[:, classes]
-        slab = Slab(
+        part = Part(
             problem,
             nodes,
             torch.from_numpy(classes).to(device),
@@ -129,9 +134,12 @@ def polish_pairs(
             ),
             only=torch.from_numpy(chosen).to(device),
         )
-        while not slab.done:
-            slab.iterate()
-        yield group, classes, chosen, slab
+        while not part.done:
+            part.iterate()
+        return group, classes, chosen, part.gather()
+
+    blocks = data.columns(x, y, n_latents=len(pairs), latents=latents)
+    yield from shared(solve, blocks, n_threads(device))
 
 
 def exact_gradient(
@@ -172,9 +180,11 @@ def exact_gradient(
     grad_b, grad_w, scaled = (np.zeros(coef.shape) for _ in range(3))
     block_elements, _ = tuned_block_elements(device, torch.float64)
     rules = Rules(0, 0.0, ridge, 0.0, 0.0, 0.0, 0.0, 0)
-    for first, columns, _ in data.columns(x, y, n_latents=n_latents, latents=latents):
+    moments = summary.moments()
+
+    def evaluate(first: int, columns: sp.csc_array, _: Any) -> None:
         group = latents[first : first + columns.shape[1]]
-        problem = make_problem(summary, group, device=device, dtype=torch.float64)
+        problem = make_problem(summary, group, moments, device=device, dtype=torch.float64)
         nodes = _raw_nodes(columns, problem.q.cpu().numpy(), device)
         start = (
             torch.from_numpy(intercept[group]).to(device),
@@ -182,10 +192,13 @@ def exact_gradient(
         )
         only = torch.from_numpy(wanted[group]).to(device)
         every_class = torch.arange(n_classes, device=device)
-        slab = Slab(problem, nodes, every_class, rules, block_elements, start=start, only=only)
-        g = slab.g.cpu().numpy().reshape(2, len(group), n_classes)
+        part = Part(problem, nodes, every_class, rules, block_elements, start=start, only=only)
+        g = part.g.cpu().numpy().reshape(2, len(group), n_classes)
         grad_b[group], grad_w[group] = g[0], g[1] * problem.q.cpu().numpy()[:, None]
         scaled[group] = np.abs(g).max(axis=0)
+
+    blocks = data.columns(x, y, n_latents=n_latents, latents=latents)
+    deque(shared(evaluate, blocks, n_threads(device)), maxlen=0)
     if pairs is None:
         return Certificate(None, grad_b, grad_w, scaled)
     at = pairs[:, 0], pairs[:, 1]

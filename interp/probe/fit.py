@@ -15,19 +15,10 @@ from interp.probe import data, exact
 from interp.probe.exact import make_problem
 from interp.probe.nodes import Nodes
 from interp.probe.sizes import auto_sizes
-from interp.probe.slab import (
-    ABSENT_CLASS,
-    CONVERGED,
-    DEAD,
-    NEEDS_POLISH,
-    SEPARABLE,
-    STATUS,
-    Iteration,
-    Problem,
-    Rules,
-    Slab,
-)
+from interp.probe.slab import Iteration, Part, Problem, Rules, Slab
+from interp.probe.step import ABSENT_CLASS, CONVERGED, DEAD, NEEDS_POLISH, SEPARABLE, STATUS
 from interp.probe.summary import LatentSummary
+from interp.probe.threads import n_threads, shared
 
 __all__ = ["Fit", "Fitted"]
 
@@ -37,6 +28,9 @@ _FLOAT32_TOL = 1e-4
 _LOSS_SHARE = 0.01
 #: Iterations between looks at whether the rule can bring the pairs still active any further.
 _HAND_OVER_EVERY = 10
+
+#: Fewest and most latents of a part on the CPU: enough to hide Python, few enough for the cache.
+_PART = (384, 2048)
 
 Steps = Generator[Event, bool | None, bool]
 
@@ -78,50 +72,34 @@ class Fitted:
         codes, counts = np.unique(self.codes, return_counts=True)
         return {STATUS[c]: int(n) for c, n in zip(codes, counts, strict=True)}
 
-    def write(self, slab: Slab, latents: np.ndarray, classes: np.ndarray, keep: np.ndarray | None) -> None:
-        """Copy the state of a slab, except for the pairs in the mask `keep`."""
+    def write(self, part: Part, latents: np.ndarray, classes: np.ndarray, keep: np.ndarray | None) -> None:
+        """Copy the state of a part, except for the pairs in the mask `keep`."""
         at = np.ix_(latents, classes)
-        q = slab.problem.q.double().cpu().numpy()[:, None]
+        q = part.problem.q.double().cpu().numpy()[:, None]
         new = {
-            "coef": _array(slab, slab.w) / q,
-            "intercept": _array(slab, slab.b),
-            "n_iter": _array(slab, slab.n_iter),
-            "n_fail": _array(slab, slab.n_fail),
-            "lam": _array(slab, slab.lam),
-            "codes": _array(slab, slab.status),
+            "coef": _array(part, part.w) / q,
+            "intercept": _array(part, part.b),
+            "n_iter": _array(part, part.n_iter),
+            "n_fail": _array(part, part.n_fail),
+            "lam": _array(part, part.lam),
+            "codes": _array(part, part.status),
         }
         for name, value in new.items():
             whole = getattr(self, name)
             whole[at] = value if keep is None else np.where(keep, whole[at], value)
 
 
-def _array(slab: Slab, t: torch.Tensor) -> np.ndarray:
-    return t.cpu().numpy().reshape(slab.shape)
+def _array(part: Part, t: torch.Tensor) -> np.ndarray:
+    return t.cpu().numpy().reshape(part.shape)
 
 
 class _Level(NamedTuple):
-    """One precision of the solution: a node set, and the rules until which it is used."""
+    """One precision of the solution: the latents part by part, and the rules until which it is used."""
 
-    problem: Problem
-    nodes: Nodes
+    rows: list[tuple[Problem, Nodes]]
     rules: Rules
-
-    def slab(self, classes: torch.Tensor, block_pairs: int, after: Slab | None) -> Slab:
-        """The slab of `classes`, begun where the previous level has left it."""
-        device = self.problem.q.device
-        slab = Slab(
-            self.problem,
-            self.nodes,
-            classes.to(device),
-            self.rules,
-            max(1, int(block_pairs * self.nodes.per_row)),
-            start=None if after is None else (after.b.to(device).double(), after.w.to(device).double()),
-        )
-        if after is not None:
-            slab.iteration = after.iteration
-            slab.n_iter += after.n_iter.to(device)
-            slab.n_fail += after.n_fail.to(device)
-        return slab
+    device: torch.device
+    dtype: torch.dtype
 
 
 class Fit:
@@ -163,6 +141,11 @@ class Fit:
         self.fitted = Fitted.unstarted(summary, rules.lam_init)
         self._sizes = sizes
         self._alive = np.flatnonzero(summary.n_events > 0)
+        threads = n_threads(device)
+        size = len(self._alive)
+        if device.type == "cpu":
+            size = min(_PART[1], max(_PART[0], -(-len(self._alive) // threads)))
+        self._parts = [self._alive[k : k + size] for k in range(0, len(self._alive), size)]
         self._listening = False
         self._loss_spent = self._loss_last = 0.0
 
@@ -175,8 +158,11 @@ class Fit:
         start = time.perf_counter()
         levels = self._levels()
         stages["nodes"] = time.perf_counter() - start
-        nodes, summary = levels[0].nodes, self.summary
-        slab_size, block_size = auto_sizes(nodes, summary.n_classes, *self._sizes)
+        level, summary = levels[0], self.summary
+        n_nodes = sum(nodes.n_nodes for _, nodes in level.rows)
+        slab_size, block_size = auto_sizes(
+            n_nodes, len(self._alive), summary.n_classes, *self._sizes, device=level.device, dtype=level.dtype
+        )
         n_slabs = -(-summary.n_classes // slab_size)
         stopped = yield from self._say(
             FitBegin,
@@ -185,14 +171,14 @@ class Fit:
             n_latents=summary.n_latents,
             n_classes=summary.n_classes,
             n_events=int(summary.n_events.sum()),
-            n_nodes=nodes.n_nodes,
+            n_nodes=n_nodes,
             n_slabs=n_slabs,
             class_slab_size=slab_size,
             latent_block_size=block_size,
             row_batch_size=row_batch_size,
             max_iter=self.rules.max_iter,
             tol=self.rules.tol,
-            device=str(nodes.device),
+            device=str(level.device),
             summary_seconds=summary_seconds,
         )
         self._began = start = time.perf_counter()
@@ -239,15 +225,22 @@ class Fit:
         }
         slab, stopped, n_inert = None, False, 0
         for level in levels:
-            slab = level.slab(torch.from_numpy(classes), block_pairs, after=slab)
+            slab = Slab(
+                level.rows,
+                torch.from_numpy(classes),
+                level.rules,
+                block_pairs,
+                threads=n_threads(level.device),
+                after=slab,
+            )
             try:
                 if level is levels[0]:
-                    n_inert = int(slab.inert.sum())
+                    n_inert = slab.n_inert
                     stopped = yield from self._say(SlabBegin, **where, n_pairs=slab.n_pairs, n_inert=n_inert)
                 while not slab.done and not stopped:
                     did = slab.iterate()
                     if slab.iteration % _HAND_OVER_EVERY == 0:
-                        slab.hand_over()
+                        slab.over_parts(Part.hand_over)
                         did = did._replace(n_active=slab.n_active)
                     event = self._iteration_event(where, slab, did, n_inert)
                     self.fitted.history.append(event)
@@ -314,58 +307,67 @@ class Fit:
 
     def _levels(self) -> list[_Level]:
         """The precisions a slab goes through: float64 alone, or float32 and then float64."""
-        summary, alive = self.summary, self._alive
-        q = exact.rms(summary.moments()[0])[alive]
-        weights = errors = None
-        if self.method == "events":
-            found = data.columns(self.x, self.y, n_latents=summary.n_latents, latents=alive)
-            blocks = [block for _, block, _ in found]
-            counts = np.concatenate([np.diff(b.indptr) for b in blocks] or [np.zeros(1, np.int64)])
-            values = np.concatenate([b.data for b in blocks] or [np.zeros(0)]).astype(np.float64)
-            offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        else:
-            block = summary.nodes()
-            values, weights, errors = block.x, block.m, block.e
-            # Dead latents have no nodes, so dropping their offsets leaves the others in place.
-            offsets = np.concatenate([block.offsets[alive], [len(values)]])
+        summary = self.summary
+        moments = summary.moments()
+        q = exact.rms(moments[0])
         levels = []
         for precision in (self.dtype, torch.float64) if self.dtype != torch.float64 else (self.dtype,):
             finish = precision == torch.float64
             at = torch.device("cpu") if finish and self.device.type == "mps" else self.device
             state = torch.float32 if at.type == "mps" else torch.float64
-            levels.append(
-                _Level(
-                    make_problem(summary, alive, device=at, dtype=state),
-                    Nodes(offsets, values, weights, q, errors, device=at, dtype=precision),
-                    self.rules if finish else self.rules._replace(tol=max(self.rules.tol, _FLOAT32_TOL)),
+
+            def rows(latents: np.ndarray, at=at, state=state, precision=precision) -> tuple[Problem, Nodes]:
+                offsets, x, m, e = self._values(latents)
+                return (
+                    make_problem(summary, latents, moments, device=at, dtype=state),
+                    Nodes(offsets, x, m, q[latents], e, device=at, dtype=precision),
                 )
-            )
+
+            made = list(shared(rows, ((part,) for part in self._parts), n_threads(at)))
+            rules = self.rules if finish else self.rules._replace(tol=max(self.rules.tol, _FLOAT32_TOL))
+            levels.append(_Level(made, rules, at, precision))
         return levels
 
+    def _values(self, latents: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any, Any]:
+        """Offsets, values, weights and error weights of a part's latents."""
+        if self.method == "summary":
+            block = self.summary.nodes(int(latents[0]), int(latents[-1]) + 1)
+            # Dead latents have no nodes, so dropping their offsets leaves the others in place.
+            offsets = np.append(block.offsets[latents - latents[0]], len(block.x))
+            return offsets, block.x, block.m, block.e
+        found = data.columns(self.x, self.y, n_latents=self.summary.n_latents, latents=latents)
+        blocks = [block for _, block, _ in found]
+        counts = np.concatenate([np.diff(b.indptr) for b in blocks])
+        values = np.concatenate([b.data for b in blocks]).astype(np.float64)
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), values, None, None
+
     def _write_back(self, slab: Slab, classes: np.ndarray) -> None:
-        mark_separable(slab)
-        finished = (slab.status == CONVERGED) | (slab.status == SEPARABLE)
-        slab.status[finished & slab.inexact()] = NEEDS_POLISH
-        self.fitted.write(slab, self._alive, classes, keep=None)
+        def write(part: Part, latents: np.ndarray) -> None:
+            mark_separable(part.gather())
+            finished = (part.status == CONVERGED) | (part.status == SEPARABLE)
+            part.status[finished & part.inexact()] = NEEDS_POLISH
+            self.fitted.write(part, latents, classes, keep=None)
+
+        list(shared(write, zip(slab.parts, self._parts, strict=True), slab.threads))
         mark_absent(self.fitted)
 
 
-def mark_separable(slab: Slab) -> None:
+def mark_separable(part: Part) -> None:
     """Tell the converged pairs whose optimum exists only because of the ridge.
 
     Two proofs: no event of the (one-signed) latent belongs to the class, so that w → ∓∞ only ever helps;
     or the total loss is below log 2, so that each row's is, and every row is classified correctly.
     The total of σ' is below the total loss, which spares most pairs the logarithms.
     """
-    done = slab.status == CONVERGED
-    problem = slab.problem
+    done = part.status == CONVERGED
+    problem = part.problem
     one_signed = (problem.x_low >= 0) | (problem.x_high <= 0)
-    no_event = one_signed[slab.row] & (slab.label_sum == 0)
-    data_curvature = (slab.h[0] - slab.rules.ridge) * problem.n
+    no_event = one_signed[part.row] & (part.label_sum == 0)
+    data_curvature = (part.h[0] - part.rules.ridge) * problem.n
     maybe = torch.nonzero(done & ~no_event & (data_curvature < np.log(2.0))).squeeze(1)
-    slab.status[done & no_event] = SEPARABLE
+    part.status[done & no_event] = SEPARABLE
     if len(maybe):
-        slab.status[maybe[slab.losses(maybe) * problem.n < np.log(2.0)]] = SEPARABLE
+        part.status[maybe[part.losses(maybe) * problem.n < np.log(2.0)]] = SEPARABLE
 
 
 def mark_absent(fitted: Fitted) -> None:
@@ -384,10 +386,10 @@ def polish(
         device = torch.device("cpu")  # float64 is the point of it
     pairs = fitted.codes == NEEDS_POLISH
     before_iter, before_fail = fitted.n_iter[pairs], fitted.n_fail[pairs]
-    for latents, classes, chosen, slab in exact.polish_pairs(
+    for latents, classes, chosen, part in exact.polish_pairs(
         x, y, summary, pairs, fitted.coef, fitted.intercept, rules, device
     ):
-        mark_separable(slab)
-        fitted.write(slab, latents, classes, keep=~chosen)
+        mark_separable(part)
+        fitted.write(part, latents, classes, keep=~chosen)
     fitted.n_iter[pairs] += before_iter
     fitted.n_fail[pairs] += before_fail

@@ -21,14 +21,12 @@ the loss between them; see `certified_decrease`. It is exact to the last bit whe
 losses would be rounding noise, and saves the logarithms, which cost twice the rest of an evaluation.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Step", "certified_decrease", "decrement", "descend", "propose", "shrink_or_grow"]
+__all__ = ["Step", "certified_decrease", "choose", "decrement", "descend", "propose", "shrink_or_grow"]
 
 
 class Step(NamedTuple):
@@ -66,7 +64,8 @@ def _solve2(h00: Tensor, h01: Tensor, h11: Tensor, r0: Tensor, r1: Tensor) -> tu
     schur = h11 - ratio * h01
     # In exact arithmetic the Schur complement is positive; where rounding took it, only a
     # curvature of the size of the rounding error itself is defensible.
-    schur = torch.maximum(schur, torch.finfo(h11.dtype).eps * h11)
+    eps = 2.0**-52 if h11.dtype == torch.float64 else 2.0**-23
+    schur = torch.maximum(schur, eps * h11)
     s1 = (r1 - ratio * r0) / schur
     return (r0 - h01 * s1) / h00, s1
 
@@ -106,6 +105,18 @@ def descend(
     """
     db, dw = -g[0] / (2.0 * h_bound[0]), -g[1] / (2.0 * h_bound[1])
     return _within_budget(theta, db, dw, g, h, x_low, x_high, delta_logit)
+
+
+def choose(mask: Tensor, a: Step, b: Step) -> Step:
+    """The steps of `a` where `mask` is True, of `b` elsewhere."""
+    return Step(
+        torch.where(mask, a.db, b.db),
+        torch.where(mask, a.dw, b.dw),
+        torch.where(mask, a.slope, b.slope),
+        torch.where(mask, a.curvature, b.curvature),
+        torch.where(mask, a.delta, b.delta),
+        torch.where(mask, a.clipped, b.clipped),
+    )
 
 
 def _within_budget(

@@ -9,7 +9,6 @@ Nothing of shape (events × classes) or (rows × classes) is ever made.
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -21,7 +20,8 @@ import torch
 from interp.probe.data import can_iterate_again, columns, shards
 from interp.probe.nodes import Nodes
 from interp.probe.sizes import tuned_block_elements
-from interp.probe.summary import LatentSummary
+from interp.probe.summary import LatentSummary, NodeBlock
+from interp.probe.threads import n_threads, shared
 
 __all__ = ["Confusion", "ProbeMetrics", "confusion_and_ranks"]
 
@@ -133,12 +133,16 @@ def losses(summary: LatentSummary, coef: np.ndarray, intercept: np.ndarray) -> t
     nll, error : ndarray of float64, shape [n_latents, n_classes]
     """
     nll, error = np.zeros(coef.shape), np.zeros(coef.shape)
-    for first in range(0, len(coef), 256):
+    elements, _ = tuned_block_elements(torch.device("cpu"), torch.float64)
+
+    def work(first: int) -> None:
         group = np.arange(first, min(first + 256, len(coef)))
         block = summary.nodes(first, int(group[-1]) + 1)
-        nll[group], error[group] = _losses_of(
-            summary, group, coef, intercept, (block.offsets, block.x, block.m, block.e)
-        )
+        nodes, w, b = _nodes(*block), coef[group], intercept[group]
+        nll[group] = _losses_of(nodes, np.ones(w.shape, bool), summary, group, w, b, elements)
+        error[group] = _rule_errors(nodes, block, summary.n_rows, w, b, elements)
+
+    deque(shared(work, ((first,) for first in range(0, len(coef), 256)), n_threads()), maxlen=0)
     return nll, error
 
 
@@ -151,38 +155,60 @@ def exact_losses(x: Any, y: Any, coef: np.ndarray, intercept: np.ndarray) -> tup
     if summary.n_rows == 0:
         raise ValueError("no labelled row: there is nothing to measure")
     nll, error = losses(summary, coef, intercept)
-    doubtful = np.flatnonzero((error > 1e-9 + 1e-7 * np.abs(nll)).any(axis=1))
-    for first, block, _ in columns(x, y, n_latents=n_latents, n_classes=n_classes, latents=doubtful):
-        group = doubtful[first : first + block.shape[1]]
-        raw = block.indptr.astype(np.int64), block.data.astype(np.float64), None, None
-        nll[group], _ = _losses_of(summary, group, coef, intercept, raw)
+    doubtful = error > 1e-9 + 1e-7 * np.abs(nll)
+    latents = np.flatnonzero(doubtful.any(axis=1))
+    elements, _ = tuned_block_elements(torch.device("cpu"), torch.float64)
+
+    def work(first: int, block: sp.csc_array, _: Any) -> None:
+        group = latents[first : first + block.shape[1]]
+        nodes = _nodes(block.indptr.astype(np.int64), block.data.astype(np.float64), None, None)
+        pairs = doubtful[group]
+        exact = _losses_of(nodes, pairs, summary, group, coef[group], intercept[group], elements)
+        nll[group] = np.where(pairs, exact, nll[group])
+
+    blocks = columns(x, y, n_latents=n_latents, n_classes=n_classes, latents=latents)
+    deque(shared(work, blocks, n_threads()), maxlen=0)
     return nll, summary
 
 
-def _losses_of(
-    summary: LatentSummary, latents: np.ndarray, coef: np.ndarray, intercept: np.ndarray, values: tuple
-) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and error bound of some latents' pairs, by nodes (offsets, x, m, e)."""
-    offsets, x, m, e = values
+def _nodes(offsets: np.ndarray, x: np.ndarray, m: np.ndarray | None, e: np.ndarray | None) -> Nodes:
     cpu = torch.device("cpu")
-    nodes = Nodes(offsets, x, m, np.ones(len(latents)), e, device=cpu, dtype=torch.float64)
-    b, w = (torch.from_numpy(np.ascontiguousarray(t[latents])) for t in (intercept, coef))
-    elements, _ = tuned_block_elements(cpu, torch.float64)
-    total = torch.zeros(b.numel(), dtype=torch.float64)
-    bound = torch.zeros(b.numel(), 2, dtype=torch.float64)
-    every = torch.ones(b.shape, dtype=torch.bool)
-    nodes.layout(every, elements).losses(b.reshape(-1), w.reshape(-1), total)
-    if e is not None:
-        # The fourth derivative of softplus is at most 1/8: that clears most pairs at no cost.
-        rows = np.repeat(np.arange(len(latents)), np.diff(offsets))
-        crude = torch.from_numpy(np.bincount(rows, e, minlength=len(latents)) / 8.0)[:, None] * w**4
-        bound[:, 0] = crude.reshape(-1)
-        doubtful = crude > 1e-10 * summary.n_rows
-        nodes.layout(doubtful, elements).rule_errors(b.reshape(-1), w.reshape(-1), bound)
-    n_zero = torch.from_numpy(summary.n_rows - summary.n_events[latents])[:, None]
-    total = total.view(b.shape) + n_zero * torch.nn.functional.softplus(b, threshold=60.0)
-    total -= b * torch.from_numpy(summary.class_counts) + w * torch.from_numpy(summary.label_sums[latents])
-    return (total / summary.n_rows).numpy(), (bound[:, 0].view(b.shape) / summary.n_rows).numpy()
+    return Nodes(offsets, x, m, np.ones(len(offsets) - 1), e, device=cpu, dtype=torch.float64)
+
+
+def _losses_of(
+    nodes: Nodes,
+    pairs: np.ndarray,
+    summary: LatentSummary,
+    latents: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray,
+    elements: int,
+) -> np.ndarray:
+    """Losses of the pairs in a mask [len(latents), n_classes]; 0 for the others."""
+    at = np.flatnonzero(pairs)
+    layout = nodes.layout(torch.from_numpy(at), pairs.shape[1], elements)
+    own_b, own_w = b.ravel()[at], w.ravel()[at]
+    row, cls = np.divmod(at, pairs.shape[1])
+    total = layout.losses(torch.from_numpy(own_b), torch.from_numpy(own_w)).numpy()
+    total += (summary.n_rows - summary.n_events[latents[row]]) * np.logaddexp(0.0, own_b)
+    total -= own_b * summary.class_counts[cls] + own_w * summary.label_sums[latents[row], cls]
+    out = np.zeros(pairs.shape)
+    out.ravel()[at] = total / summary.n_rows
+    return out
+
+
+def _rule_errors(
+    nodes: Nodes, block: NodeBlock, n_rows: int, w: np.ndarray, b: np.ndarray, elements: int
+) -> np.ndarray:
+    """Bounds on the error of `_losses_of` by the nodes of a summary, shape of `w`."""
+    # The fourth derivative of softplus is at most 1/8: that clears most pairs at no cost.
+    rows = np.repeat(np.arange(len(w)), np.diff(block.offsets))
+    bound = np.bincount(rows, block.e, minlength=len(w))[:, None] / 8.0 * w**4
+    at = np.flatnonzero(bound > 1e-10 * n_rows)
+    layout = nodes.layout(torch.from_numpy(at), w.shape[1], elements)
+    bound.ravel()[at] = layout.rule_errors(*(torch.from_numpy(t.ravel()[at]) for t in (b, w)))[0].numpy()
+    return bound / n_rows
 
 
 def confusion_and_ranks(
@@ -231,15 +257,7 @@ def confusion_and_ranks(
             scan.ranks(coef[at], {k: out[k][at] for k in ("auroc", "ap", "best_f1")})
 
     blocks = columns(x, y, n_latents=shape[0], n_classes=shape[1], n_events=_BLOCK)
-    n_threads = torch.get_num_threads()
-    with ThreadPoolExecutor(n_threads) as pool:
-        waiting: deque[Future[None]] = deque()
-        for block in blocks:
-            waiting.append(pool.submit(work, *block))
-            if len(waiting) > 2 * n_threads:
-                waiting.popleft().result()
-        for future in waiting:
-            future.result()
+    deque(shared(work, blocks, n_threads()), maxlen=0)
     n_rows, class_counts = found[0]
     return n_rows, class_counts, out
 

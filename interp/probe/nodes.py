@@ -7,15 +7,14 @@ a bucket, padded with weight 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from interp.probe.threads import without_gil
 
 __all__ = ["Bucket", "Layout", "Nodes"]
 
@@ -28,7 +27,7 @@ class Bucket(NamedTuple):
 
     Attributes
     ----------
-    rows : Tensor of int64, shape [r]
+    rows : ndarray of int64, shape [r]
         Which rows of the node set these are.
     x1 : Tensor, shape [r, 2, k]
         Ones and node positions, in units of q: logits are ``[b, w̃] @ x1``.
@@ -38,7 +37,7 @@ class Bucket(NamedTuple):
         Error weights m·(h/q)⁴/96 of the quadrature rule; None for raw events.
     """
 
-    rows: Tensor
+    rows: np.ndarray
     x1: Tensor
     m: Tensor
     e: Tensor | None
@@ -76,7 +75,6 @@ class Nodes:
         self.n_rows = len(counts)
         self.n_nodes = int(offsets[-1])
         self.device, self.dtype = device, dtype
-        self.n_threads = torch.get_num_threads() if device.type == "cpu" else 1
         self.counts = counts
         self.buckets: list[Bucket] = []
         order = np.argsort(counts, kind="stable")
@@ -109,7 +107,7 @@ class Nodes:
         if e is not None:
             error = self._tensor(np.where(real, e[at] if len(e) else 0.0, 0.0) / q[rows][:, None] ** 4)
         return Bucket(
-            torch.from_numpy(rows.astype(np.int64)).to(self.device),
+            rows,
             self._tensor(np.stack([np.ones_like(xs), xs], axis=1)),
             self._tensor(np.stack([weight, weight * xs, weight * xs**2], axis=2)),
             error,
@@ -123,136 +121,122 @@ class Nodes:
         """Mean number of nodes of a row, at least 1."""
         return max(1.0, self.n_nodes / max(1, self.n_rows))
 
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for b in self.buckets for t in b if t is not None)
-
-    def layout(self, active: Tensor, block_elements: int) -> Layout:
-        """Blocks that cover the active pairs.
+    def layout(self, pairs: Tensor, n_classes: int, block_elements: int) -> Layout:
+        """Blocks that cover some pairs.
 
         Parameters
         ----------
-        active : Tensor of bool, shape [n_rows, n_classes]
+        pairs : Tensor of int64, shape [n_active]
+            Their numbers, row · n_classes + class, in rising order.
+        n_classes : int
         block_elements : int
             (node, pair) products per block: the working set.
         """
-        blocks = [b for bucket in self.buckets for b in _blocks(bucket, active, block_elements)]
-        return Layout(blocks, self.dtype, self.n_threads)
+        return Layout(self, pairs, n_classes, block_elements)
 
 
 class Block(NamedTuple):
-    """Active pairs of some latents of a bucket.
+    """Pairs of some latents of a bucket, as many for each.
 
     Attributes
     ----------
-    x1, m, e
-        As in `Bucket`, for these latents.
-    pairs : Tensor of int64, shape [r, c]
-        Numbers of the pairs (row · n_classes + class); short rows repeat their first pair.
+    bucket : Bucket
+    at : Tensor of int64
+        Which latents of the bucket.
+    slots : slice
+        The block's part of all slots of the layout.
+    shape : tuple of int
+        (latents, pairs of each, nodes).
     """
 
-    x1: Tensor
-    m: Tensor
-    e: Tensor | None
-    pairs: Tensor
-
-
-def _blocks(bucket: Bucket, active: Tensor, block_elements: int) -> Iterator[Block]:
-    n_classes = active.shape[1]
-    live = active[bucket.rows]
-    counts = live.sum(dim=1)
-    # Rows with as many active classes side by side, so that little of a block is repetition.
-    order = torch.argsort(counts, descending=True, stable=True)
-    order = order[: int((counts > 0).sum())]
-    if not len(order):
-        return
-    counts, live = counts[order], live[order]
-    untouched = bool((counts[-1] == n_classes) & (len(order) == len(bucket.rows)))
-    classes = torch.argsort((~live).to(torch.int8), dim=1, stable=True)
-    column = torch.arange(n_classes, device=live.device)
-    classes = torch.where(column < counts[:, None], classes, classes[:, :1])
-    pairs = bucket.rows[order][:, None] * n_classes + classes
-    widths, n_nodes = counts.tolist(), bucket.x1.shape[2]
-    start = 0
-    while start < len(order):
-        width = widths[start]
-        stop = min(len(order), start + max(1, block_elements // (width * n_nodes)))
-        at: slice | Tensor = slice(start, stop) if untouched else order[start:stop]
-        yield Block(
-            bucket.x1[at],
-            bucket.m[at],
-            None if bucket.e is None else bucket.e[at],
-            pairs[start:stop, :width],
-        )
-        start = stop
+    bucket: Bucket
+    at: Tensor
+    slots: slice
+    shape: tuple[int, int, int]
 
 
 class Layout:
-    """The active pairs in blocks of a size that the cache holds, shared out among threads.
+    """Some pairs in blocks of a size that the cache holds.
 
-    Threads of our own, each with whole blocks, rather than torch's inside each product: on a machine
-    with other work to do, its barriers cost ten times what the parallelism gains.
+    A block is a dense array of slots, latents × pairs; a latent with fewer pairs than the block is wide
+    repeats its last one. Parameters are spread over all slots at once, and results collected at once.
     """
 
-    def __init__(self, blocks: list[Block], dtype: torch.dtype, n_threads: int) -> None:
-        self.blocks = blocks
-        self.n_evaluations = sum(_size(b) for b in blocks)
-        device = blocks[0].x1.device if blocks else torch.device("cpu")
-        self._shares = [share for share in (blocks[k::n_threads] for k in range(n_threads)) if share]
-        largest = max((_size(b) for b in blocks), default=0)
-        self._buffers = [
-            torch.empty(2, largest, dtype=dtype, device=device) for _ in range(len(self._shares))
-        ]
+    def __init__(self, nodes: Nodes, pairs: Tensor, n_classes: int, block_elements: int) -> None:
+        self.dtype, self.device = nodes.dtype, nodes.device
+        self.blocks: list[Block] = []
+        counts = np.bincount(pairs.cpu().numpy() // n_classes, minlength=nodes.n_rows)
+        first = np.cumsum(counts) - counts
+        slots: list[np.ndarray] = []
+        n_slots = 0
+        for bucket in nodes.buckets:
+            # Rows with as many pairs side by side, so that little of a block is repetition.
+            order = np.argsort(-counts[bucket.rows], kind="stable")
+            widths = counts[bucket.rows[order]]
+            order = order[: int(np.count_nonzero(widths))]
+            start, n_nodes = 0, bucket.x1.shape[2]
+            while start < len(order):
+                width = int(widths[start])
+                columns = min(width, max(1, block_elements // n_nodes))
+                stop = min(len(order), start + max(1, block_elements // (columns * n_nodes)))
+                here = order[start:stop]
+                at = torch.from_numpy(here).to(self.device)
+                rows = bucket.rows[here, None]
+                for left in range(0, width, columns):
+                    column = np.arange(left, min(left + columns, width))
+                    slot = first[rows] + np.minimum(column, counts[rows] - 1)
+                    slots.append(slot.ravel())
+                    shape = (stop - start, len(column), n_nodes)
+                    self.blocks.append(Block(bucket, at, slice(n_slots, n_slots + slot.size), shape))
+                    n_slots += slot.size
+                start = stop
+        where = np.concatenate(slots) if slots else np.zeros(0, np.int64)
+        place = np.empty(len(pairs), np.int64)
+        place[where] = np.arange(n_slots)
+        self._where, self._place = (torch.from_numpy(a).to(self.device) for a in (where, place))
+        self._products = self._buffer(2, (r * c * k for *_, (r, c, k) in self.blocks))
+        self._values = self._buffer(5, (r * k for *_, (r, _, k) in self.blocks))
+        self._lists = (
+            [block.bucket.x1 for block in self.blocks],
+            [block.bucket.m for block in self.blocks],
+            [block.at for block in self.blocks],
+            [block.shape for block in self.blocks],
+        )
 
-    def _run(self, work: Callable[[list[Block], Tensor], None]) -> None:
-        if len(self._shares) < 2:
-            for share, buffer in zip(self._shares, self._buffers, strict=True):
-                work(share, buffer)
-            return
-        with one_torch_thread():
-            list(_pool(len(self._shares)).map(work, self._shares, self._buffers))
+    def _buffer(self, times: int, sizes: Iterable[int]) -> Tensor:
+        return torch.empty(times * max(sizes, default=0), dtype=self.dtype, device=self.device)
 
-    def sums(self, b: Tensor, w: Tensor, out: Tensor) -> None:
-        """Σ m σ, Σ m x̃ σ, Σ m σ', Σ m x̃ σ', Σ m x̃² σ' of every active pair.
+    def _spread(self, b: Tensor, w: Tensor) -> Tensor:
+        return torch.stack((b, w), dim=1).to(self.dtype).index_select(0, self._where)
+
+    def _results(self, n_columns: int) -> Tensor:
+        return torch.empty(len(self._where), n_columns, dtype=self.dtype, device=self.device)
+
+    def sums(self, b: Tensor, w: Tensor) -> Tensor:
+        """Σ m σ, Σ m x̃ σ, Σ m σ', Σ m x̃ σ', Σ m x̃² σ' of every pair, shape [5, n_active].
 
         Parameters
         ----------
-        b, w : Tensor of float64, shape [n_pairs]
-            Intercepts and slopes (in units of 1/q) of *all* pairs of the slab.
-        out : Tensor of float64, shape [n_pairs, 5]
-            Filled at the active pairs.
+        b, w : Tensor, shape [n_active]
+            Intercepts and slopes (in units of 1/q).
         """
+        theta, of_s, of_ss = self._spread(b, w), self._results(3), self._results(3)
+        _evaluate(theta, *self._lists, self._products, self._values, of_s, of_ss)
+        of_s, of_ss = (t.index_select(0, self._place).to(b.dtype).T for t in (of_s, of_ss))
+        return torch.cat((of_s[:2], of_s - of_ss))
 
-        def work(blocks: list[Block], buffer: Tensor) -> None:
-            # σ' = σ − σ²: two products of one sigmoid give all five sums, and no second exponential.
-            for x1, m, _, pairs in blocks:
-                shape = (*pairs.shape, x1.shape[2])
-                n = shape[0] * shape[1] * shape[2]
-                z, zz = buffer[0, :n].view(shape), buffer[1, :n].view(shape)
-                theta = torch.stack((b[pairs], w[pairs]), dim=-1).to(z.dtype)
-                torch.bmm(theta, x1, out=z)
-                torch.sigmoid(z, out=z)
-                torch.mul(z, z, out=zz)
-                s = torch.bmm(z, m)
-                d = s - torch.bmm(zz, m)
-                out[pairs] = torch.cat((s[..., :2], d), dim=-1).to(out.dtype)
+    def losses(self, b: Tensor, w: Tensor) -> Tensor:
+        """Σ m softplus(b + w̃ x̃) of every pair, shape [n_active]."""
+        theta, total = self._spread(b, w), self._results(1)
+        for bucket, at, slots, (r, c, _) in self.blocks:
+            x1, m = bucket.x1[at], bucket.m[at]
+            z = torch.bmm(theta[slots].view(r, c, 2), x1)
+            z = torch.nn.functional.softplus(z, threshold=60.0)
+            total[slots] = torch.bmm(z, m[..., :1]).view(-1, 1)
+        return total.view(-1)[self._place].to(b.dtype)
 
-        self._run(work)
-
-    def losses(self, b: Tensor, w: Tensor, out: Tensor) -> None:
-        """Σ m softplus(b + w̃ x̃) of every active pair, into ``out[n_pairs]``."""
-
-        def work(blocks: list[Block], buffer: Tensor) -> None:
-            for x1, m, _, pairs in blocks:
-                theta = torch.stack((b[pairs], w[pairs]), dim=-1).to(x1.dtype)
-                z = torch.bmm(theta, x1)
-                total = torch.nn.functional.softplus(z, threshold=60.0) @ m[..., :1]
-                out[pairs] = total[..., 0].to(out.dtype)
-
-        self._run(work)
-
-    def rule_errors(self, b: Tensor, w: Tensor, out: Tensor) -> None:
-        r"""Bounds on the error of the 2-point rule in n·∂L/∂b and n·∂L/∂w̃, into ``out[n_pairs, 2]``.
+    def rule_errors(self, b: Tensor, w: Tensor) -> Tensor:
+        r"""Bounds on the error of the 2-point rule in n·∂L/∂b and n·∂L/∂w̃, shape [2, n_active].
 
         The first also bounds the error in n·L, whose fourth derivative is w⁴σ'''. For a bin of half-width h
         and m values, the rule's error on f is at most m h⁴ max|f''''| / 96 (the
@@ -261,40 +245,52 @@ class Layout:
         Both |σ'''| and |σ''''| are at most σ', and within the bin σ' is at most e^{2|w|h} times its
         value at a node.
         """
-
-        def work(blocks: list[Block], buffer: Tensor) -> None:
-            for x1, _, e, pairs in blocks:
-                assert e is not None
-                theta = torch.stack((b[pairs], w[pairs]), dim=-1).to(x1.dtype)
-                s = torch.sigmoid(torch.bmm(theta, x1))
-                x = x1[:, 1].abs()
-                slope = theta[..., 1:].abs()
-                # half-width / |x| is at most 1/32 in every bin
-                spread = s * (1.0 - s) * torch.exp(slope * x[:, None] * (2.0 / 32.0))
-                sums = torch.bmm(spread, torch.stack((e, e * x), dim=-1))
-                slope = slope[..., 0]
-                over_b = slope**4 * sums[..., 0]
-                over_w = slope**4 * sums[..., 1] + 4.0 * slope**3 * sums[..., 0]
-                out[pairs] = torch.stack((over_b, over_w), dim=-1).to(out.dtype)
-
-        self._run(work)
-
-
-def _size(block: Block) -> int:
-    return block.pairs.numel() * block.x1.shape[2]
+        theta, bounds = self._spread(b, w), self._results(2)
+        for bucket, at, slots, (r, c, _) in self.blocks:
+            assert bucket.e is not None
+            x1, e = bucket.x1[at], bucket.e[at]
+            here = theta[slots].view(r, c, 2)
+            s = torch.sigmoid(torch.bmm(here, x1))
+            x = x1[:, 1].abs()
+            slope = here[..., 1:].abs()
+            # half-width / |x| is at most 1/32 in every bin
+            spread = s * (1.0 - s) * torch.exp(slope * x[:, None] * (2.0 / 32.0))
+            sums = torch.bmm(spread, torch.stack((e, e * x), dim=-1))
+            slope = slope[..., 0]
+            over_b = slope**4 * sums[..., 0]
+            over_w = slope**4 * sums[..., 1] + 4.0 * slope**3 * sums[..., 0]
+            bounds[slots] = torch.stack((over_b, over_w), dim=-1).view(-1, 2)
+        return bounds[self._place].to(b.dtype).T
 
 
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Torch without threads of its own inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+@without_gil
+def _evaluate(
+    theta: Tensor,
+    x1s: list[Tensor],
+    ms: list[Tensor],
+    ats: list[Tensor],
+    shapes: list[tuple[int, int, int]],
+    products: Tensor,
+    values: Tensor,
+    of_s: Tensor,
+    of_ss: Tensor,
+) -> None:
+    """Σ m (1, x̃, x̃²) σ and Σ m (1, x̃, x̃²) σ² of every slot, block by block.
 
-
-@cache
-def _pool(n_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(n_threads, "interp-probe", initializer=torch.set_num_threads, initargs=(1,))
+    σ' = σ − σ²: two products of one sigmoid give all sums, and no second exponential. The latents of a
+    block are copied to `values`, which stays in the cache, as `products` do.
+    """
+    begin = 0
+    for i in range(len(shapes)):
+        r, c, k = shapes[i]
+        n, end = r * c * k, begin + r * c
+        x1, m = values[: 2 * r * k].view(r, 2, k), values[2 * r * k : 5 * r * k].view(r, k, 3)
+        torch.index_select(x1s[i], 0, ats[i], out=x1)
+        torch.index_select(ms[i], 0, ats[i], out=m)
+        z, zz = products[:n].view(r, c, k), products[n : 2 * n].view(r, c, k)
+        torch.bmm(theta[begin:end].view(r, c, 2), x1, out=z)
+        z.sigmoid_()
+        torch.mul(z, z, out=zz)
+        torch.bmm(z, m, out=of_s[begin:end].view(r, c, 3))
+        torch.bmm(zz, m, out=of_ss[begin:end].view(r, c, 3))
+        begin = end

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -12,8 +11,9 @@ import numpy as np
 import torch
 
 from interp.probe.data import shards
-from interp.probe.nodes import Nodes
-from interp.probe.summary import LatentSummary
+from interp.probe.nodes import Layout, Nodes
+from interp.probe.summary import LatentSummary, NodeBlock
+from interp.probe.threads import n_threads, shared
 
 __all__ = ["auto_sizes", "measure_blocks", "measure_row_batches", "tuned_block_elements"]
 
@@ -23,38 +23,43 @@ _ITERATION_SECONDS = 0.1
 _MIN_SLABS = 8
 
 
-def evaluation_seconds(nodes: Nodes, n_classes: int, block_elements: int, repeats: int) -> np.ndarray:
-    """Seconds of `repeats` evaluations of all pairs of a node set, after one to warm up."""
-    active = torch.ones(nodes.n_rows, n_classes, dtype=torch.bool, device=nodes.device)
-    layout = nodes.layout(active, block_elements)
-    state = torch.float32 if nodes.device.type == "mps" else torch.float64
-    b = torch.zeros(active.numel(), dtype=state, device=nodes.device)
-    out = torch.zeros(active.numel(), 5, dtype=state, device=nodes.device)
+def evaluation_seconds(
+    nodes: Sequence[Nodes], n_classes: int, block_elements: int, repeats: int
+) -> np.ndarray:
+    """Seconds of `repeats` evaluations of all pairs of node sets, a thread each, after one to warm up."""
+    device = nodes[0].device
+    state = torch.float32 if device.type == "mps" else torch.float64
+    parts = []
+    for part in nodes:
+        pairs = torch.arange(part.n_rows * n_classes, device=device)
+        b = torch.zeros(len(pairs), dtype=state, device=device)
+        parts.append((part.layout(pairs, n_classes, block_elements), b, b))
     seconds = np.zeros(repeats + 1)
     for k in range(repeats + 1):
         start = time.perf_counter()
-        layout.sums(b, b, out)
-        if nodes.device.type != "cpu":
-            out[0, 0].item()  # wait for the device
+        sums = list(shared(Layout.sums, parts, n_threads(device)))
+        if device.type != "cpu":
+            sums[-1][0, 0].item()  # wait for the device
         seconds[k] = time.perf_counter() - start
     return seconds[1:]
 
 
 @cache
-def _tuned(device: str, dtype: torch.dtype, n_threads: int) -> tuple[int, float]:
-    del n_threads  # part of the key only: another number of threads is another measurement
+def _tuned(device: str, dtype: torch.dtype, threads: int) -> tuple[int, float]:
+    del threads  # part of the key only: another number of threads is another measurement
     where = torch.device(device)
-    sizes = [1 << k for k in ((14, 15, 16, 17, 18, 19) if where.type == "cpu" else (18, 20, 22, 24))]
-    n_nodes, n_classes = 256, 16
+    sizes = [1 << k for k in ((15, 16, 17, 18, 19) if where.type == "cpu" else (18, 20, 22, 24))]
+    n_nodes, n_classes, rows = 256, 16, sizes[-1] // (256 * 16)
+    x = np.linspace(0.1, 3.0, n_nodes * rows)
+    offsets = np.arange(rows + 1) * n_nodes
+    made_up = [
+        Nodes(offsets, x, np.ones_like(x), np.ones(rows), device=where, dtype=dtype)
+        for _ in range(n_threads(where))
+    ]
+    n_evaluations = len(made_up) * rows * n_nodes * n_classes
     costs = {}
     for size in sizes:
-        rows = max(1, size // (n_nodes * n_classes))
-        x = np.linspace(0.1, 3.0, n_nodes * rows)
-        made_up = Nodes(
-            np.arange(rows + 1) * n_nodes, x, np.ones_like(x), np.ones(rows), device=where, dtype=dtype
-        )
-        seconds = evaluation_seconds(made_up, n_classes, size, repeats=3)
-        costs[size] = seconds.min() / (rows * n_nodes * n_classes) * 1e9
+        costs[size] = evaluation_seconds(made_up, n_classes, size, repeats=3).min() / n_evaluations * 1e9
     best = min(costs, key=lambda s: costs[s])
     return best, float(costs[best])
 
@@ -64,11 +69,18 @@ def tuned_block_elements(device: torch.device, dtype: torch.dtype) -> tuple[int,
 
     Measured once per process, in a twentieth of a second on two cores.
     """
-    return _tuned(str(device), dtype, torch.get_num_threads() if device.type == "cpu" else os.getpid())
+    return _tuned(str(device), dtype, n_threads(device))
 
 
 def auto_sizes(
-    nodes: Nodes, n_classes: int, class_slab_size: int | str = "auto", latent_block_size: int | str = "auto"
+    n_nodes: int,
+    n_latents: int,
+    n_classes: int,
+    class_slab_size: int | str = "auto",
+    latent_block_size: int | str = "auto",
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> tuple[int, int]:
     """Classes per slab and latents per block, where they are "auto".
 
@@ -76,16 +88,16 @@ def auto_sizes(
     iterations), but the classes make at least eight slabs. A block has as many latents as make the
     working set that was measured to be the fastest.
     """
-    elements, ns = tuned_block_elements(nodes.device, nodes.dtype)
+    elements, ns = tuned_block_elements(device, dtype)
     slab = class_slab_size
     if slab == "auto":
-        seconds_per_class = max(1, nodes.n_nodes) * ns * 1e-9
+        seconds_per_class = max(1, n_nodes) * ns * 1e-9
         slab = min(max(1, int(_ITERATION_SECONDS / seconds_per_class)), -(-n_classes // _MIN_SLABS))
         slab = -(-n_classes // -(-n_classes // slab))  # slabs of equal size
     slab = min(int(slab), n_classes)
     block = latent_block_size
     if block == "auto":
-        block = max(1, round(elements / (nodes.per_row * slab)))
+        block = max(1, round(elements * n_latents / (max(1, n_nodes) * slab)))
     return slab, int(block)
 
 
@@ -126,21 +138,18 @@ def measure_blocks(
     alive = np.flatnonzero(summary.n_events > 0)
     chosen = alive[:: max(1, len(alive) // max_latents)][:max_latents]
     blocks = [summary.nodes(l, l + 1) for l in chosen]
-    counts = [len(b.x) for b in blocks]
-    nodes = Nodes(
-        np.concatenate([[0], np.cumsum(counts)]),
-        np.concatenate([b.x for b in blocks]),
-        np.concatenate([b.m for b in blocks]),
-        np.ones(len(chosen)),
-        device=device,
-        dtype=dtype,
-    )
+    nodes = [
+        _joined(part, device, dtype)
+        for part in (blocks[k :: n_threads(device)] for k in range(n_threads(device)))
+        if part
+    ]
+    n_nodes = sum(part.n_nodes for part in nodes)
     out = []
     for slab in class_slab_sizes:
         slab = min(int(slab), summary.n_classes)
         for block in latent_block_sizes:
-            elements = max(1, int(block * slab * nodes.per_row))
-            ns = evaluation_seconds(nodes, slab, elements, repeats) / (nodes.n_nodes * slab) * 1e9
+            elements = max(1, int(block * slab * n_nodes / len(chosen)))
+            ns = evaluation_seconds(nodes, slab, elements, repeats) / (n_nodes * slab) * 1e9
             low, middle, high = np.quantile(ns, (0.25, 0.5, 0.75))
             out.append(
                 {
@@ -153,6 +162,14 @@ def measure_blocks(
                 }
             )
     return out
+
+
+def _joined(blocks: list[NodeBlock], device: torch.device, dtype: torch.dtype) -> Nodes:
+    """Nodes of several latents, a block of one latent each."""
+    counts = [len(b.x) for b in blocks]
+    x, m = np.concatenate([b.x for b in blocks]), np.concatenate([b.m for b in blocks])
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return Nodes(offsets, x, m, np.ones(len(blocks)), device=device, dtype=dtype)
 
 
 def measure_row_batches(

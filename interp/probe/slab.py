@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from interp.probe import lm
-from interp.probe.nodes import Nodes, one_torch_thread
+from interp.probe import step
+from interp.probe.nodes import Layout, Nodes
+from interp.probe.step import CONVERGED, MAX_ITER, NEEDS_POLISH, Active
+from interp.probe.threads import shared
 
-__all__ = ["STATUS", "Iteration", "Problem", "Rules", "Slab"]
+__all__ = ["Iteration", "Part", "Problem", "Rules", "Slab"]
 
-#: What became of a pair; the position in this tuple is its code.
-STATUS = (
-    "not_started",
-    "converged",
-    "separable",
-    "max_iter",
-    "lm_failed",
-    "dead",
-    "absent_class",
-    "needs_polish",
-)
-NOT_STARTED, CONVERGED, SEPARABLE, MAX_ITER, LM_FAILED, DEAD, ABSENT_CLASS, NEEDS_POLISH = range(len(STATUS))
+T = TypeVar("T")
 
 
 class Rules(NamedTuple):
@@ -39,15 +31,6 @@ class Rules(NamedTuple):
     lam_grow: float
     delta_logit: float
     max_retries: int
-
-    @property
-    def tol_loss(self) -> float:
-        """How far a converged loss may be above the optimum, to second order.
-
-        A small gradient alone says little where the curvature is small: for a class of prevalence
-        1e-6, |g| = 1e-6 can still mean an excess loss of 5e-7, a twentieth of the loss itself.
-        """
-        return 1e-4 * self.tol
 
 
 class Problem(NamedTuple):
@@ -93,7 +76,7 @@ class Iteration(NamedTuple):
     seconds: float
 
 
-class Slab:
+class Part:
     """The pairs (all rows of a node set) × (some classes).
 
     Parameters
@@ -109,9 +92,18 @@ class Slab:
         Where to begin; by default at w = 0 and b = b_c, where everything is known in closed form.
     only : Tensor of bool, shape [n_rows, c], optional
         The pairs to solve; by default all.
+
+    Attributes
+    ----------
+    b, w, lam : Tensor of float64, shape [n_pairs]
+        Intercepts, slopes (in units of 1/q) and damping, as of the last `gather`.
+    g, h : Tensor, shape [2, n_pairs] and [3, n_pairs]
+        Gradient and Hessian.
+    n_iter, n_fail, status : Tensor of int32, int32 and int8, shape [n_pairs]
+    inert : Tensor of bool, shape [n_pairs]
+        Pairs that had converged before the first step.
     """
 
-    @one_torch_thread()
     def __init__(
         self,
         problem: Problem,
@@ -126,40 +118,40 @@ class Slab:
         self.problem, self.nodes, self.rules = problem, nodes, rules
         self.block_elements = block_elements
         self.shape = (nodes.n_rows, len(classes))
+        device, dtype = problem.moments.device, problem.moments.dtype
         n_pairs = self.n_pairs
-        self.device, self.dtype = problem.moments.device, problem.moments.dtype
 
-        row = torch.arange(nodes.n_rows, device=self.device).repeat_interleave(len(classes))
-        self.row = row
-        self._prior = problem.prior()[classes].repeat(nodes.n_rows)
-        self._count = problem.class_counts[classes].to(self.dtype).repeat(nodes.n_rows)
+        self.row = torch.arange(nodes.n_rows, device=device).repeat_interleave(len(classes))
         self.label_sum = problem.label_sums[:, classes].reshape(-1)
-        self._sums = torch.zeros(n_pairs, 5, device=self.device, dtype=self.dtype)
-
+        self._prior = problem.prior()[classes].repeat(nodes.n_rows)
+        self._count = problem.class_counts[classes].to(dtype).repeat(nodes.n_rows)
         self.iteration = 0
-        self.n_iter = torch.zeros(n_pairs, dtype=torch.int32, device=self.device)
-        self.n_fail = torch.zeros(n_pairs, dtype=torch.int32, device=self.device)
-        self.status = torch.full((n_pairs,), MAX_ITER, dtype=torch.int8, device=self.device)
-        self.lam = torch.full((n_pairs,), rules.lam_init, dtype=self.dtype, device=self.device)
-        self._retries = torch.zeros(n_pairs, dtype=torch.int32, device=self.device)
-        chosen = torch.ones(n_pairs, dtype=torch.bool, device=self.device)
-        if only is not None:
-            chosen = only.reshape(-1)
+        self.n_iter = torch.zeros(n_pairs, dtype=torch.int32, device=device)
+        self.n_fail = torch.zeros(n_pairs, dtype=torch.int32, device=device)
+        self.status = torch.full((n_pairs,), MAX_ITER, dtype=torch.int8, device=device)
+        self.lam = torch.full((n_pairs,), rules.lam_init, dtype=dtype, device=device)
+        self.g = torch.zeros(2, n_pairs, dtype=dtype, device=device)
+        self.h = torch.zeros(3, n_pairs, dtype=dtype, device=device)
         if start is None:
-            self.b, self.w = self._prior.clone(), torch.zeros(n_pairs, device=self.device, dtype=self.dtype)
-            p = torch.sigmoid(self.b)[:, None]
-            m = problem.moments[row]
-            self._sums = torch.cat((p * m[:, :2], p * (1.0 - p) * m), dim=1)
+            self.b, self.w = self._prior.clone(), torch.zeros(n_pairs, dtype=dtype, device=device)
         else:
             self.b, self.w = (t.reshape(-1).clone() for t in start)
-            layout = nodes.layout(chosen.view(self.shape), block_elements)
-            layout.sums(self.b, self.w, self._sums)
-        everything = torch.arange(n_pairs, device=self.device)
-        self.g, self.h = self._derivatives(everything, self.b, self.w)
-        at_start = self._has_converged(self.g, self.h)
-        self.status[at_start] = CONVERGED
-        self.inert = at_start & chosen
-        self._compact(torch.nonzero(chosen & ~at_start).squeeze(1))
+        chosen = torch.ones(n_pairs, dtype=torch.bool, device=device) if only is None else only.reshape(-1)
+        self._begin(torch.nonzero(chosen).squeeze(1))
+        a = self._active
+        if start is None:
+            p, m = torch.sigmoid(a.b), problem.moments.T[:, self.row[a.at]]
+            sums = torch.cat((p * m[:2], p * (1.0 - p) * m))
+        else:
+            sums = self._sums(a.b, a.w)
+        g, h = step.derivatives(a, a.b, a.w, sums, float(problem.n), rules.ridge)
+        converged = step.has_converged(g, h, rules.tol)
+        status = torch.where(converged, CONVERGED, a.status).to(torch.int8)
+        self._active = a._replace(g=g, h=h, live=~converged, status=status)
+        self._compact()
+        self.inert = chosen & (self.status == CONVERGED)
+
+    _active: Active
 
     # ------------------------------------------------------------------------------ iterating
 
@@ -169,156 +161,111 @@ class Slab:
 
     @property
     def n_active(self) -> int:
-        return len(self._at) if self._live is None else int(self._live.sum())
+        return int(self._active.live.sum())
 
     @property
     def done(self) -> bool:
         return self.iteration >= self.rules.max_iter or self.n_active == 0
 
-    @one_torch_thread()
     def iterate(self) -> Iteration:
         """One LM iteration of every active pair."""
         began = time.perf_counter()
-        rules, at = self.rules, self._at
-        live = torch.ones(len(at), dtype=torch.bool, device=self.device) if self._live is None else self._live
-        b, w, g, h, lam, retries = (
-            self.b[at],
-            self.w[at],
-            self.g[:, at],
-            self.h[:, at],
-            self.lam[at],
-            self._retries[at],
-        )
-        row = self.row[at]
-        x_low, x_high = self.problem.x_low[row], self.problem.x_high[row]
-        theta = torch.stack((b, w))
-        step = lm.propose(theta, g, h, lam, x_low, x_high, rules.delta_logit)
-        falling_back = retries > rules.max_retries
-        if bool(falling_back.any()):
-            bound = self._curvature_bound(row)
-            safe = lm.descend(theta, g, bound, h, x_low, x_high, rules.delta_logit)
-            step = lm.Step(*(torch.where(falling_back, s, t) for s, t in zip(safe, step, strict=True)))
-
-        # Pairs that have ended but are not compacted away yet are evaluated where they are.
-        self.b[at] = torch.where(live, b + step.db, b)
-        self.w[at] = torch.where(live, w + step.dw, w)
-        self._layout.sums(self.b, self.w, self._sums)
-        g_new, h_new = self._derivatives(at, self.b[at], self.w[at])
-        decrease = lm.certified_decrease(step, g_new, h_new)
-        accepted, lam = lm.shrink_or_grow(lam, step, g_new, decrease, rules.lam_shrink, rules.lam_grow)
-        accepted &= live
-        rejected = live & ~accepted
-
-        self.b[at] = torch.where(rejected, b, self.b[at])
-        self.w[at] = torch.where(rejected, w, self.w[at])
-        g, h = torch.where(accepted, g_new, g), torch.where(accepted, h_new, h)
-        self.g[:, at], self.h[:, at] = g, h
-        lam = torch.where(accepted & falling_back, rules.lam_init, lam)
-        self.lam[at] = lam
-        self._recent = lam, g, live
-        retries = torch.where(accepted, 0, retries + rejected)
-        self._retries[at] = retries.to(torch.int32)
+        rules, a = self.rules, self._active
+        n = float(self.problem.n)
+        move = step.proposed(a, n, rules.ridge, rules.delta_logit, rules.max_retries)
+        sums = self._sums(a.b + move.db, a.w + move.dw)
+        self._active, counts, lam, g = step.judged(a, move, sums, n, *rules[1:])
+        self._recent = lam, g, a.live
         self.iteration += 1
-        self.n_iter[at] += live
-
-        failed = rejected & (retries == rules.max_retries + 1)
-        self.n_fail[at] += failed
-        given_up = rejected & falling_back
-        converged = live & self._has_converged(g, h)
-        self.status[at] = torch.where(
-            converged, CONVERGED, torch.where(given_up, LM_FAILED, self.status[at])
-        ).to(torch.int8)
-        clipped = (step.clipped & live).sum()
-        live = live & ~converged & ~given_up
-        counts = torch.stack((live.sum(), failed.sum(), rejected.sum(), clipped)).tolist()
-        self._live = live
+        n_active, n_fail, n_rejected, n_clipped = counts.tolist()
         # A compaction costs about as much as a tenth of an evaluation of all pairs.
-        if counts[0] < 0.8 * len(at):
-            self._compact(at[live])
-        n_active, n_fail, n_rejected, n_clipped = counts
+        if n_active < 0.8 * len(a.at):
+            self._compact()
         return Iteration(n_active, n_fail, n_rejected, n_clipped, time.perf_counter() - began)
 
-    def _compact(self, at: Tensor) -> None:
-        """Keep the pairs `at` as the active ones and lay them out afresh."""
-        active = torch.zeros(len(self.b), dtype=torch.bool, device=self.device)
-        active[at] = True
-        self._at, self._live = at, None
-        self._layout = self.nodes.layout(active.view(self.shape), self.block_elements)
+    def _begin(self, at: Tensor) -> None:
+        """Make the pairs `at` the active ones."""
+        row, problem = self.row[at], self.problem
+        self._active = Active(
+            at=at,
+            live=torch.ones(len(at), dtype=torch.bool, device=at.device),
+            b=self.b[at],
+            w=self.w[at],
+            g=self.g[:, at],
+            h=self.h[:, at],
+            lam=self.lam[at],
+            retries=torch.zeros(len(at), dtype=torch.int32, device=at.device),
+            n_iter=self.n_iter[at],
+            n_fail=self.n_fail[at],
+            status=self.status[at],
+            prior=self._prior[at],
+            n_class=self._count[at],
+            label_sum=self.label_sum[at],
+            n_zero=problem.n_zero[row],
+            x_low=problem.x_low[row],
+            x_high=problem.x_high[row],
+            squares=problem.moments[row, 2],
+            ridge_w=self.rules.ridge / problem.q[row] ** 2,
+        )
+        self._layout = None
 
-    _live: Tensor | None
+    def _compact(self) -> None:
+        """Keep only the pairs that are still live; they are laid out afresh when next evaluated."""
+        self.gather()
+        if not bool(self._active.live.all()):
+            self._active = step.still_live(self._active)
+            self._layout = None
+
+    def _sums(self, b: Tensor, w: Tensor) -> Tensor:
+        if self._layout is None:
+            self._layout = self.nodes.layout(self._active.at, self.shape[1], self.block_elements)
+        return self._layout.sums(b, w)
+
+    def gather(self) -> Part:
+        """Bring the arrays of all pairs up to date."""
+        a = self._active
+        self.b[a.at], self.w[a.at], self.lam[a.at] = a.b, a.w, a.lam
+        self.g[:, a.at], self.h[:, a.at] = a.g, a.h
+        self.n_iter[a.at], self.n_fail[a.at], self.status[a.at] = a.n_iter, a.n_fail, a.status
+        return self
+
+    def carry_on(self, before: Part) -> None:
+        """Count on from where `before` has ended."""
+        device = self.b.device
+        self.iteration = before.iteration
+        self.n_iter += before.n_iter.to(device)
+        self.n_fail += before.n_fail.to(device)
+        a = self._active
+        self._active = a._replace(n_iter=self.n_iter[a.at], n_fail=self.n_fail[a.at])
+
+    _layout: Layout | None
     _recent: tuple[Tensor, Tensor, Tensor]
-
-    def _derivatives(self, at: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient [2, ·] and Hessian [3, ·] from the sums over the non-zeros (equation in `lm`)."""
-        row = self.row[at]
-        n, ridge, n_zero = self.problem.n, self.rules.ridge, self.problem.n_zero[row]
-        over_q2 = ridge / self.problem.q[row] ** 2
-        s = self._sums[at]
-        p = torch.sigmoid(b)
-        g = torch.stack(
-            (
-                (s[:, 0] + n_zero * p - self._count[at]) / n + ridge * (b - self._prior[at]),
-                (s[:, 1] - self.label_sum[at]) / n + over_q2 * w,
-            )
-        )
-        h = torch.stack(
-            (
-                (s[:, 2] + n_zero * p * (1.0 - p)) / n + ridge,
-                s[:, 3] / n,
-                s[:, 4] / n + over_q2,
-            )
-        )
-        return g, h
-
-    def _curvature_bound(self, row: Tensor) -> Tensor:
-        over_q2 = self.rules.ridge / self.problem.q[row] ** 2
-        squares = self.problem.moments[row, 2] / self.problem.n
-        return torch.stack((torch.full_like(squares, 0.25 + self.rules.ridge), 0.25 * squares + over_q2))
-
-    def _has_converged(self, g: Tensor, h: Tensor) -> Tensor:
-        small = g.abs().amax(dim=0) <= self.rules.tol
-        return small & (lm.decrement(g, h) <= self.rules.tol_loss)
 
     # ---------------------------------------------------------------------------- looking at it
 
-    def active_extremes(self) -> tuple[tuple[float, float, float, float, float], float]:
-        """Lambda (min, quartiles, max) and the largest scaled gradient of the pairs just iterated.
-
-        Quartiles come from at most 512 of the pairs, evenly spaced.
-        """
+    def recent(self) -> tuple[Tensor, Tensor]:
+        """Lambda, and the larger component of the scaled gradient, of the pairs just iterated."""
         lam, g, live = self._recent
         if not bool(live.all()):
             lam, g = lam[live], g[:, live]
-        if not len(lam):
-            return (float("nan"),) * 5, float("nan")
-        sample = np.sort(lam[:: -(-len(lam) // 512)].cpu().numpy())
-        q1, median, q3 = (float(sample[round(share * (len(sample) - 1))]) for share in (0.25, 0.5, 0.75))
-        return (float(lam.min()), q1, median, q3, float(lam.max())), float(g.abs().max())
+        return lam, g.abs().amax(dim=0)
 
-    @one_torch_thread()
     def losses(self, at: Tensor | None = None) -> Tensor:
-        """Loss without the ridge of the pairs `at` (default all), by the node set."""
-        chosen = torch.ones(len(self.b), dtype=torch.bool, device=self.device)
-        if at is not None:
-            chosen = torch.zeros_like(chosen)
-            chosen[at] = True
-        over_events = torch.zeros(len(self.b), dtype=self.dtype, device=self.device)
-        self.nodes.layout(chosen.view(self.shape), self.block_elements).losses(self.b, self.w, over_events)
-        at = torch.arange(len(self.b), device=self.device) if at is None else at
+        """Loss without the ridge of the pairs `at` (in rising order; default all), by the node set."""
+        if at is None:
+            at = torch.arange(len(self.b), device=self.b.device)
         b, w = self.b[at], self.w[at]
+        over_events = self.nodes.layout(at, self.shape[1], self.block_elements).losses(b, w)
         zeros = self.problem.n_zero[self.row[at]] * torch.nn.functional.softplus(b, threshold=60.0)
-        return (over_events[at] + zeros - b * self._count[at] - w * self.label_sum[at]) / self.problem.n
+        return (over_events + zeros - b * self._count[at] - w * self.label_sum[at]) / self.problem.n
 
-    @one_torch_thread()
     def inexact(self) -> Tensor:
         """Pairs for which the 2-point rule may not be exact enough; bool [n_pairs].
 
-        The error bound on the gradient must be below `tol`, and what it can do to the loss below
-        `tol_loss`.
+        The error bound must pass for a converged gradient (`step.has_converged`).
         """
-        return self._too_large(
-            *self._rule_errors(torch.ones(len(self.b), dtype=torch.bool, device=self.device))
-        )
+        every = torch.arange(len(self.b), device=self.b.device)
+        return self._too_large(*self._rule_errors(every), every)
 
     def hand_over(self) -> None:
         """End the active pairs that the rule can bring no further: the raw events must take over.
@@ -326,37 +273,131 @@ class Slab:
         Where its error bound exceeds both what is asked and what is left of the gradient, another step
         would follow the error; on a separable pair it would do so until the ridge stops it, far away.
         """
-        at = self._at if self._live is None else self._at[self._live]
-        active = torch.zeros(len(self.b), dtype=torch.bool, device=self.device)
-        active[at] = True
-        errors = self._rule_errors(active)
-        lost = active & self._too_large(*errors) & (torch.maximum(*errors) > self.g.abs().amax(dim=0))
+        a = self.gather()._active
+        errors = self._rule_errors(a.at)
+        lost = self._too_large(*errors, a.at) & (torch.maximum(*errors) > a.g.abs().amax(dim=0)) & a.live
         if bool(lost.any()):
-            self.status[lost] = NEEDS_POLISH
-            self._compact(at[~lost[at]])
+            status = torch.where(lost, NEEDS_POLISH, a.status).to(torch.int8)
+            self._active = a._replace(live=a.live & ~lost, status=status)
+            self._compact()
 
-    def _rule_errors(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Bounds on the rule's error in ∂L/∂b and ∂L/∂w̃ of the pairs `wanted`; 0 for the others.
+    def _rule_errors(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds on the rule's error in ∂L/∂b and ∂L/∂w̃ of the pairs `at`.
 
         A cheap bound with |x| ≤ max|x| in every bin clears most pairs; the rest pay for the bin by bin
         bound of `Layout.rule_errors`.
         """
-        bounds = torch.zeros(len(self.b), 2, dtype=self.dtype, device=self.device)
+        bounds = torch.zeros(2, len(at), dtype=self.b.dtype, device=self.b.device)
         if any(bucket.e is None for bucket in self.nodes.buckets):
-            return bounds[:, 0], bounds[:, 1]  # raw events: no rule
-        row = self.row
+            return bounds[0], bounds[1]  # raw events: no rule
+        row, b, w = self.row[at], self.b[at], self.w[at]
         top = torch.maximum(self.problem.x_low[row].abs(), self.problem.x_high[row].abs())
-        w = self.w.abs()
-        crude = top**2 * self.h[2] * torch.exp((w * top / 16.0).clamp(max=300.0)) / (32.0**4 * 96.0)
-        doubtful = wanted & self._too_large(crude * w**4, crude * (w**4 * top + 4.0 * w**3))
-        if bool(doubtful.any()):
-            self.nodes.layout(doubtful.view(self.shape), self.block_elements).rule_errors(
-                self.b, self.w, bounds
-            )
-        return bounds[:, 0] / self.problem.n, bounds[:, 1] / self.problem.n
+        slope = w.abs()
+        crude = top**2 * self.h[2, at] * torch.exp((slope * top / 16.0).clamp(max=300.0))
+        crude = crude * slope**3 / (32.0**4 * 96.0)
+        doubtful = torch.nonzero(self._too_large(crude * slope, crude * (slope * top + 4.0), at)).squeeze(1)
+        if len(doubtful):
+            layout = self.nodes.layout(at[doubtful], self.shape[1], self.block_elements)
+            bounds[:, doubtful] = layout.rule_errors(b[doubtful], w[doubtful]) / self.problem.n
+        return bounds[0], bounds[1]
 
-    def _too_large(self, error_b: Tensor, error_w: Tensor) -> Tensor:
+    def _too_large(self, error_b: Tensor, error_w: Tensor, at: Tensor) -> Tensor:
         # With unknown signs, ½ eᵀH⁻¹e is largest where e points against the correlation in H.
-        e = torch.stack((error_b, -torch.sign(self.h[1]) * error_w))
-        small = torch.maximum(error_b, error_w) <= self.rules.tol
-        return ~(small & (lm.decrement(e, self.h) <= self.rules.tol_loss))
+        h = self.h[:, at]
+        return ~step.has_converged(torch.stack((error_b, -torch.sign(h[1]) * error_w)), h, self.rules.tol)
+
+
+class Slab:
+    """Some classes × all latents, as parts that threads solve side by side.
+
+    Parameters
+    ----------
+    rows : sequence of (Problem, Nodes)
+        The latents, part by part.
+    classes : Tensor of int64, shape [c]
+    rules : Rules
+    block_pairs : int
+        Pairs in flight in one evaluation.
+    threads : int
+    after : Slab, optional
+        Begin where this one, in another precision, has ended.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[tuple[Problem, Nodes]],
+        classes: Tensor,
+        rules: Rules,
+        block_pairs: int,
+        threads: int,
+        after: Slab | None = None,
+    ) -> None:
+        self.threads = threads
+
+        def make(problem: Problem, nodes: Nodes, before: Part | None) -> Part:
+            device = problem.q.device
+            start = None
+            if before is not None:
+                b, w = (t.to(device).double().view(before.shape) for t in (before.b, before.w))
+                start = b, w
+            elements = max(1, int(block_pairs * nodes.per_row))
+            part = Part(problem, nodes, classes.to(device), rules, elements, start=start)
+            if before is not None:
+                part.carry_on(before)
+            return part
+
+        before: list[Part | None] = [None] * len(rows) if after is None else list(after.parts)
+        items = [(*row, part) for row, part in zip(rows, before, strict=True)]
+        self.parts: list[Part] = list(shared(make, items, threads))
+
+    def over_parts(self, work: Callable[[Part], T], parts: Iterable[Part] | None = None) -> list[T]:
+        """``work(part)`` of every part, on the threads."""
+        chosen = self.parts if parts is None else parts
+        return list(shared(work, ((part,) for part in chosen), self.threads))
+
+    @property
+    def n_pairs(self) -> int:
+        return sum(part.n_pairs for part in self.parts)
+
+    @property
+    def n_inert(self) -> int:
+        return sum(int(part.inert.sum()) for part in self.parts)
+
+    @property
+    def n_active(self) -> int:
+        return sum(part.n_active for part in self.parts)
+
+    @property
+    def iteration(self) -> int:
+        return max((part.iteration for part in self.parts), default=0)
+
+    @property
+    def done(self) -> bool:
+        return all(part.done for part in self.parts)
+
+    def iterate(self) -> Iteration:
+        """One LM iteration of every active pair."""
+        began = time.perf_counter()
+        self._moving = [part for part in self.parts if not part.done]
+        did = self.over_parts(Part.iterate, self._moving)
+        counts = {name: sum(getattr(i, name) for i in did) for name in Iteration._fields[:-1]}
+        return Iteration(**counts, seconds=time.perf_counter() - began)
+
+    _moving: list[Part]
+
+    def active_extremes(self) -> tuple[tuple[float, float, float, float, float], float]:
+        """Lambda (min, quartiles, max) and the largest scaled gradient of the pairs just iterated.
+
+        Quartiles come from about 512 of the pairs, evenly spaced.
+        """
+        recent = [part.recent() for part in self._moving]
+        lam, g = (torch.cat([r[k] for r in recent]) for k in (0, 1))
+        if not len(lam):
+            return (float("nan"),) * 5, float("nan")
+        sample = np.sort(lam[:: -(-len(lam) // 512)].cpu().numpy())
+        q1, median, q3 = (float(sample[round(share * (len(sample) - 1))]) for share in (0.25, 0.5, 0.75))
+        return (float(lam.min()), q1, median, q3, float(lam.max())), float(g.max())
+
+    def losses(self) -> Tensor:
+        """Loss without the ridge of every pair, by the node sets."""
+        return torch.cat(self.over_parts(lambda part: part.gather().losses()))
