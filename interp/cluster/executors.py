@@ -175,7 +175,7 @@ def _drive(works: _Executor, waiting: list[Task], n_tasks: int, retries: int) ->
                 break
             if again:
                 works.submit(again)
-    if waiting and cancelled(waiting[0].folder):
+    if any(not t.done for t in waiting) and cancelled(waiting[0].folder):
         raise Cancelled(f"the run in {waiting[0].folder} was cancelled; run its tasks again to go on")
     if failed:
         raise TasksFailed(dict(sorted(failed.items(), key=lambda item: item[0].index)), n_tasks, retries + 1)

@@ -168,20 +168,24 @@ def plan(
     }
     content = json.loads(json.dumps(content, allow_nan=False))
     file = folder / "plan.json"
-    if file.is_file():
-        found = read_json(file)
-        differing = [k for k in content if found.get(k) != content[k]]
-        if differing:
-            names = differing if differing != ["spec"] else _differing(found["spec"], content["spec"])
-            raise FileExistsError(
-                f"{folder} holds another plan, which differs in: {', '.join(names)}. Give another folder"
-            )
-        return load(folder)
-    if folder.is_dir() and any(f.name != "inputs" for f in folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty and holds no plan: give another folder")
-    for name, value in planned.inputs.items():
-        write_json(folder / "inputs" / name, value)
-    write_json(file, content)
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder) as held:
+        sweep(folder)
+        sweep(folder / "inputs")
+        if file.is_file():
+            found = read_json(file)
+            differing = [k for k in content if found.get(k) != content[k]]
+            if differing:
+                names = differing if differing != ["spec"] else _differing(found["spec"], content["spec"])
+                raise FileExistsError(
+                    f"{folder} holds another plan, which differs in: {', '.join(names)}. Give another folder"
+                )
+            return load(folder)
+        if any(f.name != "inputs" and f != held.path for f in folder.iterdir()):
+            raise FileExistsError(f"{folder} is not empty and holds no plan: give another folder")
+        for name, value in planned.inputs.items():
+            write_json(folder / "inputs" / name, value)
+        write_json(file, content)
     return load(folder)
 
 
