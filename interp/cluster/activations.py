@@ -55,8 +55,8 @@ def plan(prompts: Any, n_tasks: int, *, vectors: Any = None, **options: Any) -> 
         prompts = Prompts.from_file(prompts)
     elif not isinstance(prompts, Prompts):
         prompts = Prompts(prompts)
-    check_options("capture", options, _OPTIONS)
     models.check(options)
+    check_options("capture", options, _OPTIONS)
     inputs: dict[str, dict[str, Any]] = {"prompts.json": {"prompts": [_plain(p) for p in prompts]}}
     if vectors is not None:
         inputs["vectors.json"] = {name: _numbers(v) for name, v in vectors.items()}

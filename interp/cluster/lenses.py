@@ -68,8 +68,8 @@ def plan(
         ``batch_tokens``, a number (2,048 by default).
     """
     pack = pack if isinstance(pack, ConceptPack) else ConceptPack.load(pack)
-    check_options("lenses", options, _OPTIONS)
     models.check(options)
+    check_options("lenses", options, _OPTIONS)
     if "site" not in options:
         raise TypeError("a plan of lenses needs site=, such as 'resid_post.2'")
     if shard_size < 1:
