@@ -143,14 +143,14 @@ def test_blocks_of_latents_have_the_metrics_of_the_whole(
     fitted: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the events of all latents do not fit, they come in blocks: nothing else may change."""
-    from interp.probe import data, metrics
+    from interp.probe import data, metrics, ranks
 
     probe, x, y = fitted
     whole = probe.metrics(x, y)
     columns = data.columns
     monkeypatch.setattr(metrics, "columns", lambda *a, **k: columns(*a, **{**k, "n_events": 40}))
     blocks = []
-    monkeypatch.setattr(metrics, "_Scan", _counting(metrics._Scan, blocks))
+    monkeypatch.setattr(ranks, "_Scan", _counting(ranks._Scan, blocks))
     got = probe.metrics(x, y)
     assert len(blocks) >= 4
     for name in ("tp", "fp", "tn", "fn", "auroc", "ap", "best_f1"):

@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 
 from interp.events import Emitter, Event, IterationEnd
-from interp.probe import exact, metrics
+from interp.probe import confusion, exact, losses, metrics
+from interp.probe.confusion import Confusion
 from interp.probe.data import (
     can_iterate_again,
     read_safetensors,
@@ -25,7 +26,7 @@ from interp.probe.data import (
 )
 from interp.probe.exact import Certificate
 from interp.probe.fit import Fit, Fitted, Steps, polish
-from interp.probe.metrics import Confusion, ProbeMetrics
+from interp.probe.metrics import ProbeMetrics
 from interp.probe.slab import Rules
 from interp.probe.step import STATUS
 from interp.probe.summary import LatentSummary
@@ -355,7 +356,7 @@ class Sparse1DProbe:
         """Mean training loss without the ridge, by the summary, float64 [n_latents, n_classes]."""
         state = self._check_fitted()
         if state.loss is None:
-            state.loss, _ = metrics.losses(self._fitted_summary(), state.coef, state.intercept)
+            state.loss, _ = losses.losses(self._fitted_summary(), state.coef, state.intercept)
         return state.loss
 
     def status_counts(self) -> dict[str, int]:
@@ -391,22 +392,17 @@ class Sparse1DProbe:
         ndarray of float64, shape [n_latents, n_classes]
         """
         self._check_fitted()
-        return metrics.exact_losses(x, y, self.coef_, self.intercept_)[0]
+        return losses.exact_losses(x, y, self.coef_, self.intercept_)
 
     def confusion(self, x: Any, y: Any = None, threshold: float = 0.5) -> Confusion:
         """Exact counts tp, fp, tn, fn of every pair, int64 [n_latents, n_classes]."""
         self._check_fitted()
-        _, _, counts = metrics.confusion_and_ranks(x, y, self.coef_, self.intercept_, threshold, ranks=False)
-        return Confusion(**counts)
+        return confusion.confusion(x, y, self.coef_, self.intercept_, threshold)
 
     def metrics(self, x: Any, y: Any = None, threshold: float = 0.5) -> ProbeMetrics:
         """Every metric of every pair on these data: nll, R, AUROC, AP, F1 … (see `ProbeMetrics`)."""
         self._check_fitted()
-        if y is None and not can_iterate_again(x):
-            x = list(x)
-        nll, summary = metrics.exact_losses(x, y, self.coef_, self.intercept_)
-        _, _, ranks = metrics.confusion_and_ranks(x, y, self.coef_, self.intercept_, threshold)
-        return metrics.from_counts(nll, summary.class_counts, summary.n_rows, threshold, ranks)
+        return metrics.measure(x, y, self.coef_, self.intercept_, threshold)
 
     def best_latents(self, k: int = 1) -> pd.DataFrame:
         """The `k` latents with the lowest training loss for each class.
@@ -420,7 +416,7 @@ class Sparse1DProbe:
         k = min(k, loss.shape[0])
         best = np.argsort(loss, axis=0, kind="stable")[:k]
         cls = np.tile(np.arange(loss.shape[1]), (k, 1))
-        base = metrics.base_losses(self._state.class_counts, self._state.n_rows)
+        base = losses.base_losses(self._state.class_counts, self._state.n_rows)
         with np.errstate(divide="ignore", invalid="ignore"):
             r = 1.0 - loss / base
         table = pd.DataFrame(

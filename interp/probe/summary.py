@@ -205,10 +205,10 @@ class LatentSummary:
             for batch in batches:
                 converting = pool.submit(batch.x.tocsc)
                 if waiting is not None:
-                    self._add_columns(waiting[0].result(), waiting[1])
+                    self.add_columns(waiting[0].result(), waiting[1])
                 waiting = converting, batch.y
             if waiting is not None:
-                self._add_columns(waiting[0].result(), waiting[1])
+                self.add_columns(waiting[0].result(), waiting[1])
         return self
 
     def _grow_classes(self, n_classes: int) -> None:
@@ -231,8 +231,8 @@ class LatentSummary:
                 smallest, largest = of_sign.min(), of_sign.max()
             self._bins[sign].cover(_key(smallest, values.dtype), _key(largest, values.dtype))
 
-    def _add_columns(self, x: sp.csc_array, y: Any) -> None:
-        """Add rows that are sorted by latent, a cacheful of events at a time."""
+    def add_columns(self, x: sp.csc_array, y: Any) -> LatentSummary:
+        """`add` for checked rows that are sorted by latent already, a cacheful of events at a time."""
         multi_label = sp.issparse(y)
         self._grow_classes(y.shape[1] if multi_label else int(y.max(initial=-1)) + 1)
         self._make_room(x.data)
@@ -261,6 +261,7 @@ class LatentSummary:
                 of_sign = values * sign > 0
                 before = np.concatenate([[0], np.cumsum(of_sign)]).astype(indptr.dtype)
                 self._bins[sign].fill(start, before[indptr], np.abs(values[of_sign]))
+        return self
 
     def merge(self, other: LatentSummary) -> LatentSummary:
         """Add another summary to this one; associative and commutative up to rounding.

@@ -1,0 +1,217 @@
+r"""Confusion counts of every pair, in one stream over row shards.
+
+At most values, most probes predict what they predict at zero. Per latent there is a smallest value from which
+on any of its probes changes its mind; events below it need no look beyond one comparison. The few above it
+are evaluated exactly: each can be a true positive for its own class only, and how many of them a probe
+predicts positive is a position in the latent's sorted values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from interp.probe.data import Shard, shards
+from interp.probe.threads import n_threads, shared
+
+__all__ = ["Confusion", "confusion", "sorted_by_value"]
+
+#: Events compared at a time by each thread, and kept before they are counted.
+_BATCH, _KEPT = 1 << 20, 1 << 23
+#: Latents whose pairs are counted at a time, so that the work stays in the cache.
+_GROUP = 128
+
+
+class Confusion(NamedTuple):
+    """Counts of every pair, int64 ``[n_latents, n_classes]``; positive is what has p > threshold."""
+
+    tp: np.ndarray
+    fp: np.ndarray
+    tn: np.ndarray
+    fn: np.ndarray
+
+
+def confusion(x: Any, y: Any, coef: np.ndarray, intercept: np.ndarray, threshold: float) -> Confusion:
+    """Confusion of every pair.
+
+    Parameters
+    ----------
+    x, y
+        As in `Sparse1DProbe.fit`; read once.
+    coef, intercept : ndarray of float64, shape [n_latents, n_classes]
+    threshold : float
+        Probability above which a row is predicted positive, in (0, 1).
+    """
+    if not 0.0 < threshold < 1.0:
+        raise ValueError(f"threshold must lie in (0, 1), got {threshold}")
+    n_latents, n_classes = coef.shape
+    cut = float(np.log(threshold) - np.log1p(-threshold))
+    flips = _Flips(coef, intercept, cut)
+    bounds = {np.dtype(t): _mind_changes(coef, intercept, cut, t) for t in (np.float32, np.float64)}
+    n_rows, class_counts = 0, np.zeros(n_classes, np.int64)
+
+    def batches() -> Iterator[tuple[Shard, int, int]]:
+        nonlocal n_rows, class_counts
+        for shard in shards(x, y, n_classes, n_latents):
+            n_rows += shard.n_rows
+            class_counts += shard.class_counts(n_classes)
+            rows = max(1, shard.n_rows * _BATCH // max(1, shard.x.nnz))
+            for begin in range(0, shard.n_rows, rows):
+                yield shard, begin, min(begin + rows, shard.n_rows)
+
+    def beyond(shard: Shard, begin: int, end: int) -> tuple[np.ndarray, np.ndarray, Any]:
+        low, high = bounds[shard.x.dtype]
+        indptr = shard.x.indptr[begin : end + 1]
+        here = slice(indptr[0], indptr[-1])
+        latent, value = shard.x.indices[here], shard.x.data[here]
+        changed = value > high.take(latent, mode="clip")
+        if np.isfinite(low).any():
+            changed |= value < low.take(latent, mode="clip")
+        at = np.flatnonzero(changed)
+        of_rows = np.diff(np.searchsorted(at, indptr - indptr[0]))
+        row = np.repeat(np.arange(begin, end), of_rows)
+        return latent[at], value[at], shard.y[row]
+
+    for latent, value, labels in shared(beyond, batches(), n_threads()):
+        flips.add(latent, value, labels)
+    own, any_class = flips.counted()
+    if n_rows == 0:
+        raise ValueError("no labelled row: there is nothing to measure")
+    at_zero = intercept > cut
+    tp = np.where(at_zero, class_counts - own, own)
+    positive = np.where(at_zero, n_rows - any_class, any_class)
+    fn = class_counts - tp
+    return Confusion(tp, positive - tp, n_rows - positive - fn, fn)
+
+
+def _mind_changes(
+    coef: np.ndarray, intercept: np.ndarray, cut: float, dtype: type
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per latent, bounds (low ≤ 0 ≤ high) within which every probe predicts what it predicts at zero.
+
+    Safe against rounding in b + w·x and in the bound itself.
+    """
+    above = (coef > 0) == (intercept <= cut)  # where x > 0 can change the prediction; else x < 0 can
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        at = np.abs((cut - intercept) / coef)
+        at = np.where(np.isfinite(at), at, np.inf)  # no slope, or beyond every value
+        at = at - np.where(
+            at < np.inf, 1e-6 * at + 1e-15 * (np.abs(intercept) + abs(cut)) / np.abs(coef), 0.0
+        )
+    at = np.maximum(at, 0.0)
+    high = np.where(above, at, np.inf).min(axis=1)
+    low = -np.where(above, np.inf, at).min(axis=1)
+    top = np.finfo(dtype).max
+    high, low = (np.where(np.abs(a) > top, np.copysign(np.inf, a), a).astype(dtype) for a in (high, low))
+    return low, high
+
+
+class _Flips:
+    """Counts, per pair, of events whose prediction differs from that at zero: own class's, and all."""
+
+    def __init__(self, coef: np.ndarray, intercept: np.ndarray, cut: float) -> None:
+        self.coef, self.intercept, self.cut = coef, intercept, cut
+        self.own, self.any_class = (np.zeros(coef.shape, np.int64) for _ in range(2))
+        self._kept: list[tuple[np.ndarray, np.ndarray, Any]] = []
+
+    def add(self, latent: np.ndarray, value: np.ndarray, labels: Any) -> None:
+        self._kept.append((latent, value, labels))
+        if sum(len(kept[0]) for kept in self._kept) > _KEPT:
+            self._count()
+
+    def counted(self) -> tuple[np.ndarray, np.ndarray]:
+        self._count()
+        return self.own, self.any_class
+
+    def _count(self) -> None:
+        if not self._kept:
+            return
+        latents, values, labels = zip(*self._kept, strict=True)
+        self._kept = []
+        latent, value = np.concatenate(latents), np.concatenate(values)
+        n_latents, n_classes = self.coef.shape
+        if sp.issparse(labels[0]):
+            y = sp.csr_array(sp.vstack(labels, format="csr"))
+            event, label = np.repeat(np.arange(len(value)), np.diff(y.indptr)), y.indices
+        else:
+            event, label = np.arange(len(value)), np.concatenate(labels)
+        pair = latent[event].astype(np.int64) * n_classes + label
+        b, w = self.intercept.ravel()[pair], self.coef.ravel()[pair]
+        flipped = (b + w * value[event].astype(np.float64) > self.cut) != (b > self.cut)
+        self.own += np.bincount(pair[flipped], minlength=self.own.size).reshape(self.own.shape)
+
+        position = np.arange(len(value), dtype=np.int32)
+        by_latent = sp.csr_array((position, latent, [0, len(latent)]), shape=(1, n_latents)).tocsc()
+        indptr, value = by_latent.indptr.astype(np.int64), value[by_latent.data]
+        groups = ((first, min(first + _GROUP, n_latents)) for first in range(0, n_latents, _GROUP))
+        for _ in shared(
+            lambda first, stop: self._count_group(indptr, value, first, stop), groups, n_threads()
+        ):
+            pass
+
+    def _count_group(self, indptr: np.ndarray, value: np.ndarray, first: int, stop: int) -> None:
+        begin, end = int(indptr[first]), int(indptr[stop])
+        if begin == end:
+            return
+        bounds = indptr[first : stop + 1] - begin
+        value = sorted_by_value(bounds, value[begin:end])[0]
+        coef, intercept = self.coef[first:stop], self.intercept[first:stop]
+        start, last = (np.broadcast_to(bounds[k : k + len(coef), None], coef.shape) for k in (0, 1))
+        above = _count_above(value, start, last, coef, intercept, self.cut)
+        self.any_class[first:stop] += np.where(intercept > self.cut, (last - start) - above, above)
+
+
+def _count_above(
+    value: np.ndarray,
+    start: np.ndarray,
+    stop: np.ndarray,
+    coef: np.ndarray,
+    intercept: np.ndarray,
+    cut: float,
+) -> np.ndarray:
+    """How many of ``value[start:stop]`` (sorted) have b + w x > cut, by bisection on that comparison.
+
+    Multiplying and adding round monotonically, so on sorted values the computed comparison changes
+    side once, and the count is the one that evaluating every event would give.
+    """
+    falling = coef < 0
+    low, high = start.copy(), stop.copy()
+    while (low < high).any():
+        middle = (low + high) // 2
+        x = value[np.minimum(middle, len(value) - 1)].astype(np.float64)
+        beyond = (intercept + coef * x > cut) != falling
+        searching = low < high
+        high = np.where(searching & beyond, middle, high)
+        low = np.where(searching & ~beyond, middle + 1, low)
+    return np.where(falling, low - start, stop - low)
+
+
+def sorted_by_value(
+    indptr: np.ndarray, value: np.ndarray, label: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values and labels (int32, at least 0), sorted by value within each latent.
+
+    Where latent, value and label fit one 64-bit word they are packed, and NumPy's vectorised sort does it.
+    """
+    n_latents = len(indptr) - 1
+    single = value.astype(np.float32, copy=False)
+    fits = single is value or np.array_equal(single, value)
+    if not fits or not len(value) or n_latents > 1 << 16 or (label is not None and label.max() >= 1 << 16):
+        order = np.lexsort((value, np.repeat(np.arange(n_latents), np.diff(indptr))))
+        return value[order], None if label is None else label[order]
+    bits = single.view(np.uint32)
+    signed = bool((bits >> 31).any())
+    if signed:  # make the bits of floats sort as the floats do
+        bits = np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
+    word = np.repeat(np.arange(n_latents, dtype=np.uint64) << np.uint64(48), np.diff(indptr))
+    word |= bits.astype(np.uint64) << np.uint64(16)
+    if label is not None:
+        word |= label.astype(np.uint16)
+    word.sort()
+    bits = (word >> np.uint64(16)).astype(np.uint32)
+    if signed:
+        bits = np.where(bits >> 31 == 1, bits & np.uint32(0x7FFFFFFF), ~bits)
+    return bits.view(np.float32), None if label is None else word.astype(np.uint16).astype(np.int32)
