@@ -157,9 +157,11 @@ def probe(
     """Fit a 1-D logistic probe for every (latent, class) pair of a sparse code."""
     if out.exists() and not force:
         raise FileExistsError(f"{out} exists: give another --out, or --force to overwrite it")
+    from interp.files import expect_writable
     from interp.probe import Sparse1DProbe
     from interp.probe.data import load_csr, load_labels, write_metrics_npz
 
+    expect_writable(out.parent)
     x = load_csr(code)
     y = load_labels(labels, x.shape[0])
     fitted = Sparse1DProbe(ridge=ridge, max_iter=max_iter, tol=tol)
@@ -294,8 +296,10 @@ def bench_lenses(
     seed: Seed = 0,
 ) -> None:
     """Precision and batching: bf16 beside float32, speed and memory by batch, lens quality, steering."""
+    from interp.files import expect_writable
     from interp.lens.study import study
 
+    expect_writable(out)
     measured = study(model, pack, device=device, seed=seed)
     measured.save(out)
     print(measured)

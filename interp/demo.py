@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.events import Event, JsonlLog
+from interp.files import sweep, whole
+from interp.lock import lock
 from interp.report import Report, Table
 
 if TYPE_CHECKING:
@@ -123,10 +125,21 @@ def demo(out: str | os.PathLike[str] = "runs/demo", *, seed: int = 0) -> Path:
     ------
     FileNotFoundError
         If the shipped model is not there.
+    LockedError
+        If another demo is under way there.
+    OSError
+        If the folder cannot be written in.
     """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder):
+        return _demo(folder, seed)
+
+
+def _demo(folder: Path, seed: int) -> Path:
     from interp.capture.model import load_model
 
-    folder = Path(out)
+    sweep(folder)
     for name in FILES:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -250,8 +263,10 @@ def _encode(story: Story, model: Model, seed: int) -> Code:
             model, documents, sites=site, batch_tokens=BATCH_TOKENS, seed=seed, iteration_hook=hooks
         )[site]
         x, y = sae.encode_csr(states[shown]), text.classes[shown]
-        sp.save_npz(story.folder / "token_acts.npz", x, compressed=False)
-        y.tofile(story.folder / "labels.bin")
+        with whole(story.folder / "token_acts.npz") as part, open(part, "wb") as file:
+            sp.save_npz(file, x, compressed=False)
+        with whole(story.folder / "labels.bin") as part:
+            y.tofile(part)
     # Whole documents are held out, so that no sentence is on both sides.
     n_fit = int(shown[: text.offsets[np.searchsorted(text.offsets, N_FIT)]].sum())
     story.count(x.indptr, x.indices)

@@ -27,6 +27,7 @@ from interp.lock import is_running
 __all__ = [
     "append",
     "digest",
+    "expect_writable",
     "file_hash",
     "read_json",
     "safe_name",
@@ -58,7 +59,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         If the disk does not take it, naming `path`. What was there before is untouched.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name[:80]}.{_host()}-{os.getpid()}-{os.urandom(4).hex()}.part")
+    part = _part(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
@@ -74,6 +75,25 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # on a disk gone read-only even this fails; the error above says more
             part.unlink(missing_ok=True)
+
+
+def expect_writable(folder: str | os.PathLike[str]) -> None:
+    """Make a folder if need be, and a file in it for a moment: before long work, not behind it.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written in, naming it.
+    """
+    probe = _part(Path(folder) / "writable")
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        number = error.errno or errno.EIO
+        why = f"cannot write in {folder} ({os.strerror(number)}): use another folder"
+        raise OSError(number, why) from error
 
 
 def append(path: str | os.PathLike[str], line: str) -> None:
@@ -183,6 +203,10 @@ def sweep(folder: str | os.PathLike[str], *, locked: bool = True) -> None:
         found = _PART.fullmatch(file.name)
         if found and (locked or (found[1] == _host() and not is_running(int(found[2])))):
             file.unlink(missing_ok=True)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name[:80]}.{_host()}-{os.getpid()}-{os.urandom(4).hex()}.part")
 
 
 def _host() -> str:

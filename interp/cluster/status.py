@@ -32,15 +32,19 @@ class Story:
     Attributes
     ----------
     attempts : int
+        Begun.
+    ends : int
+        Attempts that ended, those included that never came to begin.
     begin : TaskBegin or None
         Of the latest attempt.
     end : TaskEnd or None
-        Of the latest attempt, or of one that never came to begin.
+        Of the latest attempt.
     progress : float
         0 … 1.
     """
 
     attempts: int = 0
+    ends: int = 0
     begin: TaskBegin | None = None
     end: TaskEnd | None = None
     progress: float = 0.0
@@ -54,6 +58,7 @@ class Story:
                 story.attempts += 1
                 story.begin, story.end, story.progress = event, None, 0.0
             elif isinstance(event, TaskEnd):
+                story.ends += 1
                 story.end = event
             else:
                 story.progress = _progress(event, task.job, story.progress)
@@ -99,7 +104,7 @@ def status(folder: str | os.PathLike[str]) -> pd.DataFrame:
     for task in load(folder):
         story = Story.of(task)
         begin, end = story.begin, story.end
-        seconds = end.seconds if end else time.time() - begin.time if begin else float("nan")
+        seconds = end.seconds if end else max(time.time() - begin.time, 0.0) if begin else float("nan")
         done = task.done
         rows.append(
             {
@@ -131,18 +136,17 @@ def cancel(folder: str | os.PathLike[str]) -> None:
     scancel([handed[t.index]["job"] for t in tasks if t.index in handed and not t.done])
 
 
-def note_submitted(folder: str | os.PathLike[str], jobs: dict[int, str]) -> None:
+def note_submitted(folder: str | os.PathLike[str], jobs: dict[Task, str]) -> None:
     """Write down which Slurm job has which task, so that any process finds it."""
-    now = time.time()
-    lines = [json.dumps({"task": task, "job": job, "time": now}) + "\n" for task, job in jobs.items()]
+    entries = [{"task": task.index, "job": job, **_count(Story.of(task))} for task, job in jobs.items()]
     with open(Path(folder) / _SUBMITTED, "a", encoding="utf-8") as file:
-        file.write("".join(lines))
+        file.write("".join(json.dumps(entry) + "\n" for entry in entries))
         file.flush()
         os.fsync(file.fileno())
 
 
 def submitted(folder: str | os.PathLike[str]) -> dict[int, dict[str, Any]]:
-    """The latest Slurm job of each task: ``job`` and ``time``."""
+    """The latest Slurm job of each task (``job``), and what the task's log had counted by then."""
     out: dict[int, dict[str, Any]] = {}
     try:
         lines = (Path(folder) / _SUBMITTED).read_text(encoding="utf-8").splitlines()
@@ -151,13 +155,22 @@ def submitted(folder: str | os.PathLike[str]) -> dict[int, dict[str, Any]]:
     for line in lines:
         try:
             entry = json.loads(line)
-            out[int(entry["task"])] = {"job": str(entry["job"]), "time": float(entry["time"])}
+            out[int(entry["task"])] = {
+                "job": str(entry["job"]),
+                "attempts": int(entry["attempts"]),
+                "ends": int(entry["ends"]),
+            }
         except (ValueError, KeyError, TypeError):  # cut short by a kill
             continue
     return out
 
 
-def note_end(task: Task, why: str, since: float) -> str:
+def _count(story: Story) -> dict[str, int]:
+    """What tells whether anything has happened since: counts, since clocks of two machines differ."""
+    return {"attempts": story.attempts, "ends": story.ends}
+
+
+def note_end(task: Task, why: str, ends: int) -> tuple[str, int]:
     """Write an end into the log of a task whose process could not.
 
     Parameters
@@ -165,28 +178,29 @@ def note_end(task: Task, why: str, since: float) -> str:
     task : Task
     why : str
         What is known.
-    since : float
-        When the attempt was handed out: an end that is older is that of another one.
+    ends : int
+        Ends that the log had when the attempt was handed out.
 
     Returns
     -------
-    str
+    why : str
         What the log says of it now.
+    ends : int
+        Ends that the log has now.
     """
     story = Story.of(task)
-    if story.end is not None and story.end.time >= since:
-        return story.end.error or why
-    began = story.begin.time if story.begin is not None and story.end is None else since
+    if story.end is not None and story.ends > ends:
+        return story.end.error or why, story.ends
+    seconds = max(time.time() - story.begin.time, 0.0) if story.begin is not None and not story.end else 0.0
     with JsonlLog(task.log) as log:
-        log(TaskEnd(job=task.job, task=task.index, seconds=max(time.time() - began, 0.0), error=why))
-    return why
+        log(TaskEnd(job=task.job, task=task.index, seconds=seconds, error=why))
+    return why, story.ends + 1
 
 
 def _state(task: Task, story: Story, handed: dict[str, Any] | None, done: bool) -> str:
     if done:
         return "done"
-    latest = story.end or story.begin
-    if handed is not None and (latest is None or handed["time"] > latest.time):
+    if handed is not None and _count(story).items() <= handed.items():
         return "submitted"
     if story.end is not None:
         return "cancelled" if story.end.error.startswith("Cancelled") else "failed"

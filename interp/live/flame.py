@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.events import Event
-from interp.files import write_text
+from interp.files import expect_writable, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -328,7 +328,7 @@ def profile_fit(
         If the process fails; its messages are in the error.
     """
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    expect_writable(folder)
     job = {
         "token_acts": None if token_acts is None else str(token_acts),
         "labels": None if labels is None else str(labels),
