@@ -18,6 +18,7 @@ from interp import events
 from interp.lens.bank import Bank
 from interp.lens.levels import train_by_level
 from interp.lens.library import Lenses
+from interp.lens.precision import finite_table, memory_table
 from interp.lens.study import MARGIN, _compare, study
 
 SITE = "resid_post.1"
@@ -117,7 +118,8 @@ def test_the_study_answers_its_questions(result, tmp_path):
     assert set(result.finite.dtype) == {"float32", "bfloat16"}
     assert result.finite[result.finite.dtype == "bfloat16"].relative_error.between(1e-5, 0.05).all()
     assert result.memory.fits.all()
-    assert (result.memory.peak_megabytes > 1).all()
+    assert (result.memory.peak_megabytes >= 0).all()
+    assert {"embed", "attn_out.0", "mlp_act.2", "q.1", "attn.2", "resid_mid.1"} <= set(result.finite.site)
     assert (result.speed.repeats == 5).all()
     assert (result.speed.quartile_low <= result.speed.tokens_per_second).all()
     assert len(result.quality) == 4
@@ -135,14 +137,24 @@ def test_the_study_answers_its_questions(result, tmp_path):
     }
 
 
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of this process cannot be reset here"
+)
+def test_memory_is_that_of_the_batch(model):
+    """Above what the process holds: the states of 20,000 tokens, at least five of a layer at once."""
+    table = memory_table({"float32": model}, [[5] * 20], (100, 1000)).set_index("batch")
+    assert table.loc[1000].peak_megabytes > 5 * 20_000 * 48 * 4 / 2**20
+    assert 5 < table.loc[1000].peak_megabytes / table.loc[100].peak_megabytes < 20
+
+
 def test_overflow_is_found(model):
     """fp16's largest number is 65,504; the study says where a model exceeds it, and goes on."""
-    from interp.lens.study import _finite, _load
+    from interp.lens.study import _load
 
     loud = lens_world.model()
     with torch.no_grad():
         loud.hf.model.layers[1].mlp.down_proj.weight *= 1e7
-    table = _finite(
+    table = finite_table(
         {"float32": loud, "float16": _load(loud, "float16", "cpu")}, lens_world.sentences("bird", 4)
     )
     bad = table[~table.finite]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+_nested = threading.local()  # how many bars of this thread are open
 
 
 def rss_bytes() -> int:
@@ -38,6 +41,9 @@ class _NoBar:
 def bar(total: int | None, desc: str, unit: str = "it") -> Iterator[Any]:
     """A tqdm bar on a terminal; nothing but two log lines in a process without one.
 
+    Inside the bar of another job of this thread (the forward passes of a training), a bar leaves no line
+    behind and logs at level DEBUG.
+
     Parameters
     ----------
     total : int or None
@@ -49,12 +55,18 @@ def bar(total: int | None, desc: str, unit: str = "it") -> Iterator[Any]:
     ------
     object with ``update(n)`` and ``set_postfix_str(s)``
     """
-    if sys.stderr is None or not sys.stderr.isatty():
-        logger.info("%s: %s %s", desc, total if total is not None else "?", unit)
-        yield _NoBar()
-        logger.info("%s: done", desc)
-        return
-    from tqdm import tqdm
+    depth = getattr(_nested, "depth", 0)
+    _nested.depth = depth + 1
+    try:
+        if sys.stderr is None or not sys.stderr.isatty():
+            level = logging.DEBUG if depth else logging.INFO
+            logger.log(level, "%s: %s %s", desc, total if total is not None else "?", unit)
+            yield _NoBar()
+            logger.log(level, "%s: done", desc)
+            return
+        from tqdm import tqdm
 
-    with tqdm(total=total, desc=desc, unit=unit, mininterval=0.25, leave=True) as shown:
-        yield shown
+        with tqdm(total=total, desc=desc, unit=unit, mininterval=0.25, leave=not depth) as shown:
+            yield shown
+    finally:
+        _nested.depth = depth

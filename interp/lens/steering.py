@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.events import bar
 from interp.lens.judge import seed_of
 
 if TYPE_CHECKING:
@@ -97,8 +98,10 @@ def dose_response(
     starts = _first_halves(model, texts) if model.is_causal and max_new_tokens else []
     base: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
-    for scale in sorted({0.0, *map(float, scales)}, key=abs):
-        for name, draw, vector in directions:
+    doses = sorted({0.0, *map(float, scales)}, key=abs)
+    cells = [(scale, *direction) for scale in doses for direction in directions]
+    with bar(len(cells), "steering", "dose") as progress:
+        for scale, name, draw, vector in cells:
             if scale == 0.0 and base:
                 values = base
             else:
@@ -121,6 +124,7 @@ def dose_response(
                     **{f"{name}_change": value - base[name] for name, value in values.items()},
                 }
             )
+            progress.update(1)
     return pd.DataFrame(rows).sort_values(["scale", "direction", "draw"], ignore_index=True)
 
 

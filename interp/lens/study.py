@@ -12,9 +12,7 @@ Five questions, each with a table:
 from __future__ import annotations
 
 import copy
-import logging
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from interp.events import bar
 from interp.files import write_text
 from interp.lens import grade as g
 from interp.lens.bank import Bank
 from interp.lens.concepts import ConceptPack
 from interp.lens.judge import Judge
 from interp.lens.library import Lenses
+from interp.lens.precision import finite_table, memory_table, speed_table
 from interp.lens.samples import Sample, Samples
 from interp.lens.train import train_lenses
 
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from interp.capture.model import Model
 
 __all__ = ["MARGIN", "Study", "study"]
-
-logger = logging.getLogger(__name__)
 
 #: Fixed before any measurement: AUROCs that differ by less than this on average are the same.
 MARGIN = 0.02
@@ -68,14 +66,14 @@ class Study:
     def answers(self) -> list[str]:
         """One sentence per question."""
         bad = self.finite[~self.finite.finite]
-        largest = self.memory.loc[self.memory.fits].groupby("dtype").batch.max()
-        limit = {d: "" if (self.memory.dtype == d).sum() == 0 else self._limit(d) for d in largest.index}
         best = self.speed.loc[self.speed.groupby("dtype").tokens_per_second.idxmax()]
         out = [
             "Every site is finite in every dtype."
             if bad.empty
             else f"Not finite: {', '.join(f'{r.dtype} {r.site}' for r in bad.itertuples())}.",
-            "Largest batch: " + ", ".join(f"{d} {limit[d]}{b}" for d, b in largest.items()) + ".",
+            "Largest batch: "
+            + ", ".join(self._largest(str(d), part) for d, part in self.memory.groupby("dtype", sort=False))
+            + ".",
             "Fastest: "
             + ", ".join(
                 f"{r.dtype} {r.tokens_per_second:,.0f} tokens/s at batch {r.batch}" for r in best.itertuples()
@@ -107,8 +105,20 @@ class Study:
             )
         return out
 
-    def _limit(self, dtype: str) -> str:
-        return "" if (~self.memory[self.memory.dtype == dtype].fits).any() else "at least "
+    def _largest(self, dtype: str, table: pd.DataFrame) -> str:
+        ran = table[table.fits]
+        if len(ran) < len(table):
+            return f"{dtype} {ran.batch.max() if len(ran) else 0} (the next one ran out of memory)"
+        # Memory of a pass grows with its tokens: a line through the smallest and the largest batch.
+        (few, low), (many, high) = ran[["batch", "peak_megabytes"]].iloc[[0, -1]].to_numpy()
+        each = (high - low) / max(many - few, 1)
+        if each <= 0:
+            return f"{dtype} {int(many)} ran, and took no more memory than {int(few)}"
+        room = self.about["free_megabytes"] - (low - each * few)
+        return (
+            f"{dtype} {int(many)} ran; at {each:.3g} MB a prompt of {int(ran.tokens.iloc[-1] / many)} tokens "
+            f"about {room / each:,.0f} would fit in {self.about['free_megabytes'] / 1024:.3g} GB"
+        )
 
     def __str__(self) -> str:
         parts = [f"{k}: {v}" for k, v in self.about.items()]
@@ -140,7 +150,7 @@ def study(
     *,
     site: str | None = None,
     dtypes: Sequence[str] = ("float32", "bfloat16"),
-    batches: Sequence[int] = (1, 4, 16, 64),
+    batches: Sequence[int] = (1, 4, 16, 64, 256),
     n_prompts: int = 256,
     repeats: int = 5,
     n_concepts: int = 60,
@@ -176,6 +186,8 @@ def study(
     -------
     Study
     """
+    from interp.capture.batching import memory_free
+
     if repeats < 5:
         raise ValueError(f"repeats must be at least 5 for a median with a spread, got {repeats}")
     pack = pack if isinstance(pack, ConceptPack) else ConceptPack.load(pack)
@@ -188,14 +200,20 @@ def study(
     if not texts:
         raise ValueError(f"pack {pack.name!r} has no positive examples: nothing to measure with")
     encoded = sorted((first.tokenizer(t)["input_ids"] for t in texts), key=len)
-    finite = _finite(models, texts)
-    memory = _memory(models, encoded, batches)
-    speed = _speed(models, encoded, batches, repeats)
-    ids = [c.id for c in pack if samples.positives(c.id, "test", 8)]
-    chosen = sorted(ids, key=lambda c: (-int(pack[c].level), c))[:n_concepts]
-    lenses, concepts = _lens_quality(models, pack, samples, site, chosen, seed)
-    quality = _compare(concepts, dtypes[0], seed)
-    steering = _steering(lenses[dtypes[-1]], first, texts[:32], n_steered, seed)
+    with bar(5, "study", "question") as progress:
+        finite = finite_table(models, texts)
+        progress.update(1)
+        memory = memory_table(models, encoded, batches)
+        progress.update(1)
+        speed = speed_table(models, encoded, batches, repeats)
+        progress.update(1)
+        ids = [c.id for c in pack if samples.positives(c.id, "test", 8)]
+        chosen = sorted(ids, key=lambda c: (-int(pack[c].level), c))[:n_concepts]
+        lenses, concepts = _lens_quality(models, pack, samples, site, chosen, seed)
+        quality = _compare(concepts, dtypes[0], seed)
+        progress.update(1)
+        steering = _steering(lenses[dtypes[-1]], first, texts[:32], n_steered, seed)
+        progress.update(1)
     about = {
         "model": first.name,
         "device": str(first.device),
@@ -204,6 +222,7 @@ def study(
         "concepts": concepts.concept.nunique(),
         "margin": MARGIN,
         "torch threads": torch.get_num_threads(),
+        "free_megabytes": round(memory_free(first.device) / 2**20),
     }
     return Study(finite, memory, speed, quality, concepts, steering, about)
 
@@ -217,163 +236,6 @@ def _load(model: Any, dtype: str, device: str) -> Model:
         return model
     cast = copy.deepcopy(model.hf).to(getattr(torch, dtype))
     return wrap(cast, model.tokenizer, name=model.name, revision=model.revision)
-
-
-def _finite(models: dict[str, Model], texts: list[str]) -> pd.DataFrame:
-    """Per dtype and site: finite, largest value, relative error against the first dtype."""
-    import pandas as pd
-
-    reference: dict[str, torch.Tensor] = {}
-    rows = []
-    for dtype, model in models.items():
-        # Layer by layer: all sites of all layers need not fit in memory. Attention weights come alone, for
-        # they are captured with another attention than the model runs with.
-        kinds = [k for k in model.sites.kinds() if k not in ("embed", "attn")]
-        groups = [["embed"], *([f"{k}.{i}" for k in kinds] for i in range(model.n_layers))]
-        if "attn" in model.sites.kinds():
-            groups += [[f"attn.{i}"] for i in range(model.n_layers)]
-        for site, x in ((s, x) for group in groups for s, x in _states(model, texts[:32], group).items()):
-            row: dict[str, Any] = {"dtype": dtype, "site": site}
-            if x is None:
-                row |= {"finite": False, "largest": float("inf"), "relative_error": float("nan")}
-            else:
-                base = reference.setdefault(site, x)
-                row |= {"finite": bool(torch.isfinite(x).all()), "largest": float(x.abs().max())}
-                row |= {"relative_error": float((x - base).norm() / base.norm().clamp_min(1e-30))}
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _states(model: Model, texts: list[str], sites: list[str]) -> dict[str, torch.Tensor | None]:
-    """Rows of each site; None where the model gave numbers that are not finite."""
-    from interp.capture.record import capture
-
-    try:
-        acts = capture(model, texts, sites=sites)
-    except FloatingPointError:
-        if len(sites) == 1:
-            return {sites[0]: None}
-        return {site: x for s in sites for site, x in _states(model, texts, [s]).items()}
-    return {site: acts[site].float() for site in sites}
-
-
-def _batch(
-    model: Model, encoded: list[list[int]], start: int, size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    # Prompts repeat when a batch is larger than their number.
-    part = [encoded[(start + i) % len(encoded)] for i in range(size)]
-    longest = max(map(len, part))
-    ids = torch.full((size, longest), model.pad_id)
-    mask = torch.zeros_like(ids)
-    for i, seq in enumerate(part):
-        ids[i, : len(seq)] = torch.tensor(seq)
-        mask[i, : len(seq)] = 1
-    return ids.to(model.device), mask.to(model.device)
-
-
-@torch.no_grad()
-def _memory(models: dict[str, Model], encoded: list[list[int]], batches: Sequence[int]) -> pd.DataFrame:
-    """Peak memory by batch, doubling on a GPU until it is full."""
-    import pandas as pd
-
-    from interp.capture.batching import is_out_of_memory, release_memory
-
-    rows = []
-    for dtype, model in models.items():
-        sizes = list(batches)
-        longest = [encoded[-1]]
-        while sizes:
-            size = sizes.pop(0)
-            failed: str = ""
-            _reset_peak(model)
-            try:
-                model.states(*_batch(model, longest, 0, size))
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                failed = "out of memory"
-            peak = _peak(model)
-            release_memory(model.device)
-            rows.append(
-                {
-                    "dtype": dtype,
-                    "batch": size,
-                    "tokens": size * len(longest[0]),
-                    "fits": not failed,
-                    "peak_megabytes": peak / 2**20,
-                    "weights_megabytes": model.parameters_bytes / 2**20,
-                }
-            )
-            if failed:
-                break
-            # A CPU that runs out of memory takes the process with it, so only a GPU is filled.
-            if not sizes and model.device.type == "cuda" and size < 2**20:
-                sizes = [size * 2]
-    return pd.DataFrame(rows)
-
-
-def _reset_peak(model: Model) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
-        return
-    try:  # Linux: 5 resets the high-water mark of resident memory
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        logger.info("peak memory of this process cannot be reset here: peaks include what came before")
-
-
-def _peak(model: Model) -> int:
-    if model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(model.device)
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
-    except (OSError, StopIteration):
-        from interp.events import rss_bytes
-
-        return rss_bytes()
-
-
-@torch.no_grad()
-def _speed(
-    models: dict[str, Model], encoded: list[list[int]], batches: Sequence[int], repeats: int
-) -> pd.DataFrame:
-    """Real tokens per second of the forward pass alone; every round times each cell once, in turn."""
-    import pandas as pd
-
-    cells = [(d, b) for b in batches for d in models]
-    times: dict[tuple[str, int], list[float]] = {c: [] for c in cells}
-    for turn in range(repeats + 1):
-        for dtype, size in cells:
-            model = models[dtype]
-            work = [_batch(model, encoded, i, size) for i in range(0, len(encoded), size)]
-            _synchronise(model)
-            start = time.perf_counter()
-            for ids, mask in work:
-                model.states(ids, mask)
-            _synchronise(model)
-            if turn:  # the first is the warm-up
-                real = sum(int(mask.sum()) for _, mask in work)
-                times[dtype, size].append(real / (time.perf_counter() - start))
-    rows = []
-    for (dtype, size), rates in times.items():
-        low, middle, high = np.percentile(rates, [25, 50, 75])
-        rows.append(
-            {
-                "dtype": dtype,
-                "batch": size,
-                "tokens_per_second": middle,
-                "quartile_low": low,
-                "quartile_high": high,
-                "repeats": len(rates),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _synchronise(model: Model) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
 
 
 def _lens_quality(
