@@ -152,7 +152,8 @@ def capture_events(n_batches: int = 6, seed: int = 0) -> Iterator[ev.Event]:
         estimated_bytes=1 << 20,
     )
     tokens = tuple(TEXT.split())
-    stages = {"tokenise": 0.01, "prefill": 0.05, "decode": 0.6, "project": 0.02, "write": 0.03}
+    stages = {"load": 0.9, "tokenise": 0.01, "prefill": 0.05, "record": 0.004, "project": 0.02}
+    stages |= {"decode": 0.6, "host": 2e-4, "check": 0.01, "write": 3e-5}
     real = padded = 0
     for b in range(n_batches):
         r = int(rng.integers(200, 260))
@@ -173,7 +174,8 @@ def capture_events(n_batches: int = 6, seed: int = 0) -> Iterator[ev.Event]:
             prompt_id=f"uncertainty/{b}",
             tokens=tokens,
             projections={
-                f"resid_post.{i}·unc": tuple(rng.normal(size=len(tokens)) * (i + 1)) for i in range(5)
+                f"uncertainty_calibration@resid_post.{i}": tuple(rng.normal(size=len(tokens)) * (i + 1))
+                for i in range(5)
             },
         )
     yield ev.CaptureEnd(

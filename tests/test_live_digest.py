@@ -262,4 +262,7 @@ def test_capture_speed_counts_padding_apart():
     assert head["real_per_s"] == pytest.approx(sum(e.tokens_real for e in batches) / seconds)
     assert head["padded_per_s"] == pytest.approx(sum(e.tokens_padded for e in batches) / seconds)
     assert head["prompt_id"] == batches[-1].prompt_id
-    assert head["series"]["projections"][:2] == [tuple(f"resid_post.{i}·unc" for i in range(5)), 20]
+    assert head["series"]["projections"][:2] == [
+        tuple(f"uncertainty_calibration@resid_post.{i}" for i in range(5)),
+        20,
+    ]

@@ -84,6 +84,13 @@ function clock(s) {
   return (s / 3600).toFixed(1) + " h";
 }
 
+/** A duration, however short. */
+function span(s) {
+  if (s === null || s === undefined || !Number.isFinite(s)) return "–";
+  if (s >= 1) return clock(s);
+  return s >= 1e-3 ? +(1e3 * s).toPrecision(3) + " ms" : Math.round(1e6 * s) + " µs";
+}
+
 function bytes(n) {
   if (!n) return "–";
   return n >= 2 ** 30 ? (n / 2 ** 30).toFixed(2) + " GiB" : Math.round(n / 2 ** 20) + " MiB";
@@ -197,7 +204,7 @@ function chart(title, label) {
   };
 }
 
-const PAD = { left: 46, right: 10, top: 8, bottom: 32 };
+const PAD = { left: 52, right: 10, top: 8, bottom: 32 };
 
 function paint(canvas, tip, at, theme, spec) {
   const width = canvas.clientWidth;
@@ -232,7 +239,7 @@ function paint(canvas, tip, at, theme, spec) {
   }
   const top = spec.y === "log" || spec.y === "count" || spec.yrange ? range[1] : range[1] + 0.08 * (range[1] - Math.min(range[0], 0) || 1);
   const Y = scale(spec.y || "linear", spec.zero ? 0 : range[0], top, Math.max(2, Math.floor(box.h / 26)));
-  const X = scale(spec.xkind || "linear", xs[0], xs[1], Math.max(2, Math.floor(box.w / 60)));
+  const X = scale(spec.xkind || "linear", xs[0], xs[1], Math.max(2, Math.floor(box.w / 45)));
   const px = (v) => box.x + X.f(v) * box.w;
   const py = (v) => box.y + (1 - Math.min(Math.max(Y.f(v), 0), 1)) * box.h;
 
@@ -441,12 +448,14 @@ function paintHeat(c, tip, at, theme, spec, box, width) {
   const inner = { x: left, y: 2, w: width - left - 6, h: box.y + box.h + PAD.bottom - 46 };
   const w = inner.w / columns.length;
   const h = inner.h / rows.length;
-  const most = (extent(values.map((r) => r.map(Math.abs)), false) || [0, 1])[1] || 1;
+  // The colours end at the 95th percentile: a first token often outshines all others together.
+  const sizes = values.flatMap((r) => [...r].map(Math.abs).filter(Number.isFinite)).sort((a, b) => a - b);
+  const most = sizes[Math.floor(0.95 * (sizes.length - 1))] || sizes[sizes.length - 1] || 1;
   c.textBaseline = "middle";
   rows.forEach((name, i) => {
     c.fillStyle = theme.soft;
     c.textAlign = "right";
-    if (h >= 9 || i % Math.ceil(9 / h) === 0) c.fillText(fit(c, name, left - 8), left - 5, inner.y + (i + 0.5) * h);
+    if (h >= 9 || i % Math.ceil(9 / h) === 0) c.fillText(fitEnds(c, name, left - 8), left - 5, inner.y + (i + 0.5) * h);
     values[i].forEach((v, j) => {
       if (!Number.isFinite(v)) return;
       c.fillStyle = diverging(v / most, theme);
@@ -470,6 +479,17 @@ function paintHeat(c, tip, at, theme, spec, box, width) {
   c.strokeStyle = theme.ink;
   c.strokeRect(inner.x + j * w, inner.y + i * h, w, h);
   showTip(tip, at[0], [["token", columns[j]], [rows[i], short(values[i][j])]], width);
+}
+
+/** The text cut in its middle: names often differ at their ends. */
+function fitEnds(c, text, room) {
+  let n = text.length;
+  let cut = text;
+  while (n > 2 && c.measureText(cut).width > room) {
+    n--;
+    cut = text.slice(0, Math.ceil(n / 2)) + "…" + text.slice(text.length - Math.floor(n / 2));
+  }
+  return cut;
 }
 
 function fit(c, text, room) {

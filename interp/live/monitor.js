@@ -137,7 +137,7 @@ const CAPTURE = {
     ["real tokens/s", short(h.real_per_s)],
     ["padded tokens/s", short(h.padded_per_s)],
     ["generated", short(h.tokens_generated)],
-    ["memory", h.bytes_total ? `${bytes(h.bytes)} · ${((100 * h.bytes) / h.bytes_total).toFixed(0)} %` : bytes(h.bytes)],
+    [h.bytes_total ? `memory, ${((100 * h.bytes) / h.bytes_total).toFixed(0)} % of all` : "memory", bytes(h.bytes)],
   ],
   caption: (h) => {
     const sites = h.n_sites ? `${h.n_sites} sites: ${h.sites.join(", ")}${h.n_sites > h.sites.length ? ", …" : ""}` : "";
@@ -182,11 +182,15 @@ const CAPTURE = {
         return i < 0 ? null : { x: middle(i, px), rows: [["batch", whole(x[i])], ["in use", bytes(b.bytes[i])], ["there is", bytes(h.bytes_total)]] };
       },
     });
-    panels[2].bars(t, Object.entries(h.stages).map(([name, v]) => [name, v, short(v) + " s", t.green]), "seconds");
+    panels[2].bars(t, Object.entries(h.stages).map(([name, v]) => [name, v, span(v), t.green]), "seconds");
+    // Rows are named vector@site; what all of them share stands in the legend, once.
+    const names = Object.keys(s.projections);
+    const shared = names.length ? names[0].slice(0, names[0].lastIndexOf("@") + 1) : "";
+    const one = shared && names.every((n) => n.startsWith(shared));
     panels[3].draw(t, {
-      heat: { rows: Object.keys(s.projections), columns: h.tokens, values: Object.values(s.projections) },
+      heat: { rows: one ? names.map((n) => n.slice(shared.length)) : names, columns: h.tokens, values: Object.values(s.projections) },
       empty: "no vectors to project on",
-      legend: h.prompt_id ? [[h.prompt_id, t.soft, "none"], ["negative", diverging(-0.9, t), "box"], ["positive", diverging(0.9, t), "box"]] : [],
+      legend: h.prompt_id ? [[one ? `${shared.slice(0, -1)} · ${h.prompt_id}` : h.prompt_id, t.soft, "none"], ["negative", diverging(-0.9, t), "box"], ["positive", diverging(0.9, t), "box"]] : [],
     });
   },
 };
@@ -196,9 +200,9 @@ const LENS = {
     ["lenses graded", `${whole(h.n_done)} / ${whole(h.n_lenses)}`],
     ["still growing", whole(h.active)],
     ["fits", whole(h.fits)],
-    ["prompts forwarded", `${short(h.forwarded)} / ${short(h.prompts)}`],
+    ["prompts forwarded", short(h.forwarded)],
     ["F1 target", h.target === null ? "–" : short(h.target)],
-    [h.blocking ? "blocking cost" : "blocking would cost", `${whole(h.extra)} it.`],
+    [h.blocking ? "blocking cost" : "blocking would cost", `${whole(h.extra)} fits`],
   ],
   caption: (h) => (h.site ? `${h.site} · validation is ${h.blocking ? "blocking" : "advisory"}` : ""),
   panels: [
@@ -434,7 +438,7 @@ function render({ model, el }) {
         entry.querySelector("small").textContent = jobState === "running" ? `${Math.round(100 * fraction)} %` : jobState;
       }
     }
-    tiles.replaceChildren(...view.tiles(head).map(([name, value, mark]) => make("div." + (mark || "plain"), {}, make("dt", {}, name), make("dd", {}, value))));
+    tiles.replaceChildren(...view.tiles(head).map(([name, value, mark]) => make("div." + (mark || "plain"), { title: `${name}: ${value}` }, make("dt", {}, name), make("dd", {}, value))));
     caption.textContent = [head.task, view.caption(head)].filter(Boolean).join(" · ");
     view.draw(panels, head, unpack(head, model.get("data")), theme, model.get("table"));
   }

@@ -158,17 +158,42 @@ def test_all_monitors_are_readable_in_both_themes_and_at_600_px(lab, page, shots
         page.set_viewport_size({"width": 1280, "height": 2600})
         open_and_run(lab, page, f"themes-{theme}.ipynb", cells)
         page.locator(f"{MONITOR}[data-state=done]").nth(2).wait_for(timeout=30_000)
-        for width in (1280, 930):  # the second leaves about 600 px to the output
-            page.set_viewport_size({"width": width, "height": 2600})
+        around = 1280 - page.locator(MONITOR).first.evaluate("e => e.getBoundingClientRect().width")
+        for width in (1180, 800, 600):  # of the monitor; it grows no wider than the first
+            page.set_viewport_size({"width": int(width + around), "height": 2600})
             time.sleep(0.6)
             for i, name in enumerate(("fit", "lens", "capture")):
                 shown = page.locator(MONITOR).nth(i)
+                assert shown.evaluate("e => e.getBoundingClientRect().width") == pytest.approx(width, abs=2)
                 shown.screenshot(path=shots / f"{name}-{theme.lower()}-{width}.png")
                 inside = shown.evaluate("e => e.scrollWidth <= e.clientWidth")
                 assert inside, f"{name} does not fit at {width}"
+                assert overlapping(shown) == []
                 assert contrast(shown) >= 4.5
     finally:
         lab.theme("Light")
+
+
+def overlapping(monitor) -> list[str]:
+    """What leaves its panel, or lies upon another one."""
+    return monitor.evaluate(
+        """root => {
+          const box = (e) => e.getBoundingClientRect();
+          const panels = [...root.querySelectorAll('.i-panel')];
+          const inside = (a, b) =>
+            a.top > b.top - 1 && a.bottom < b.bottom + 1 && a.left > b.left - 1 && a.right < b.right + 1;
+          const meet = (a, b) =>
+            a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1;
+          const parts = 'h4, .i-legend span, canvas, .i-bars div, .i-bars b, .i-columns b';
+          const out = [];
+          panels.forEach((p, i) => {
+            for (const e of p.querySelectorAll(parts))
+              if (!inside(box(e), box(p))) out.push(`${e.tagName} ${e.textContent} outside of panel ${i}`);
+            if (panels.slice(i + 1).some((q) => meet(box(p), box(q)))) out.push(`panel ${i} upon another`);
+          });
+          return out;
+        }"""
+    )
 
 
 def contrast(monitor) -> float:
