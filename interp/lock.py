@@ -119,7 +119,7 @@ class lock:
                 if before is not None and before["host"] != self._own["host"] and not _reaches(self.folder):
                     raise self._refusal(before, unsure=True)
                 os.ftruncate(fd, 0)
-                os.write(fd, json.dumps(self._own).encode())
+                self._say(fd)
             except BlockingIOError:
                 os.close(fd)
                 raise self._refusal(_holder(self.path)) from None
@@ -133,6 +133,13 @@ class lock:
                 raise
             self._fd, self.recovered = fd, before
             return True
+
+    def _say(self, fd: int) -> None:
+        try:
+            os.write(fd, json.dumps(self._own).encode())
+        except OSError:  # a full disk: leave nothing
+            self.path.unlink(missing_ok=True)
+            raise
 
     # ------------------------------------------------------------------ without
 

@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
@@ -298,7 +299,20 @@ def latent_blocks(indptr: np.ndarray, n_events: int) -> Iterator[tuple[int, int]
 
 
 #: What reading a damaged ZIP archive raises.
-_DAMAGED = (ValueError, KeyError, OSError, EOFError, RuntimeError, BadZipFile, zlib.error, struct.error)
+_DAMAGED = (
+    ValueError,
+    KeyError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    SyntaxError,
+    MemoryError,
+    OverflowError,
+    BadZipFile,
+    TokenError,
+    zlib.error,
+    struct.error,
+)
 
 
 def load_csr(path: str | os.PathLike[str]) -> sp.csr_array:
