@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from interp.capture.activations import Activations, Shard
+from interp.capture.activations import Activations
 from interp.capture.batching import pack
 from interp.capture.generate import Generator
 from interp.capture.job import Job
@@ -24,7 +25,7 @@ from interp.capture.prompts import Prompt, Prompts
 from interp.capture.record import capture
 from interp.capture.store import Folder, open_folder
 from interp.cluster import models
-from interp.cluster.tasks import Planned, Task, check_options, cut
+from interp.cluster.tasks import Planned, Task, check_options, cut, made_by
 from interp.events import Emitter
 from interp.files import read_json, write_json
 
@@ -97,7 +98,10 @@ def work(task: Task, spec: dict[str, Any], emit: Emitter) -> None:
 def merge(tasks: Sequence[Task], spec: dict[str, Any]) -> Activations:
     """One store in ``merged/``: the shards of all tasks, their prompts numbered as in the whole."""
     out = Path(tasks[0].folder) / "merged"
-    abouts = [read_json(t.path / "whole.json") for t in tasks]
+    abouts = []
+    for task in tasks:
+        with made_by(task):
+            abouts.append(read_json(task.path / "whole.json"))
     meta = abouts[0]["manifest"]
     for task, about in zip(tasks, abouts, strict=True):
         other = about["manifest"]
@@ -108,30 +112,22 @@ def merge(tasks: Sequence[Task], spec: dict[str, Any]) -> Activations:
                 f"{other[differing[0]]!r} instead of {meta[differing[0]]!r}. Delete {task.path} and run it "
                 "again where the others ran"
             )
-    stores = [
-        (about["places"], *open_folder(t.path / "activations", verify=True))
-        for t, about in zip(tasks, abouts, strict=True)
-        if about["places"]
-    ]
+    stores = []
+    for task, about in zip(tasks, abouts, strict=True):
+        if about["places"]:
+            with made_by(task):
+                stores.append((task, about["places"], *open_folder(task.path / "activations", verify=True)))
     with closing(Folder.create_or_resume(out, meta)) as folder:
         if not folder.complete:
             done = len(folder.shards)  # of a merge that was killed
-            for places, _, shards in stores:
+            for task, places, _, shards in stores:
                 for shard in shards[min(done, len(shards)) :]:
-                    part = shard.whole()
-                    folder.add(
-                        Shard(
-                            [places[p] for p in part.prompts],
-                            part.lengths,
-                            part.n_prompt,
-                            part.token_ids,
-                            part.tensors,
-                            part.token_strings,
-                        )
-                    )
+                    with made_by(task):
+                        part = shard.whole()
+                    folder.add(replace(part, prompts=[places[p] for p in part.prompts]))
                 done = max(done - len(shards), 0)
-            meta["check"] = _worst([found.get("check", {}) for _, found, _ in stores])
-            meta["report"] = _sum([found["report"] for _, found, _ in stores])
+            meta["check"] = _worst([found.get("check", {}) for _, _, found, _ in stores])
+            meta["report"] = _sum([found["report"] for _, _, found, _ in stores])
             folder.finish(meta)
     return Activations.load(out)
 

@@ -13,7 +13,6 @@ import queue
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from interp.cluster import models, slurm
-from interp.cluster.status import note_end
+from interp.cluster.status import Story, note_end
 from interp.cluster.tasks import CANCEL, Cancelled, Task, cancelled, describe, read_plan, run_task
 from interp.events import bar
 
@@ -149,7 +148,7 @@ def run(
 def _drive(works: _Executor, waiting: list[Task], n_tasks: int, retries: int) -> None:
     """Hand out tasks, and again those that failed, until each is done or has failed too often."""
     open_, attempts, failed = set(waiting), Counter[Task](), dict[Task, str]()
-    since = dict.fromkeys(waiting, time.time())
+    ends = {task: Story.of(task).ends for task in waiting}
     with bar(n_tasks, "tasks", "task") as progress:
         progress.update(n_tasks - len(waiting))
         works.submit(waiting)
@@ -160,7 +159,7 @@ def _drive(works: _Executor, waiting: list[Task], n_tasks: int, retries: int) ->
                     open_.discard(task)
                     progress.update(1)
                     continue
-                why = note_end(task, why, since[task])
+                why, ends[task] = note_end(task, why, ends[task])
                 attempts[task] += 1
                 if cancelled(task.folder):
                     open_.discard(task)
@@ -169,7 +168,6 @@ def _drive(works: _Executor, waiting: list[Task], n_tasks: int, retries: int) ->
                     failed[task] = why
                 else:
                     logger.warning("%s failed and is tried again: %s", task.name, why)
-                    since[task] = time.time()
                     again.append(task)
             if open_ and cancelled(next(iter(open_)).folder):
                 break
@@ -266,7 +264,9 @@ class _Processes:
                 worker.kill()
                 worker.wait()
             if not task.done:
-                note_end(task, "its process was ended with the run", 0.0)
+                story = Story.of(task)
+                if story.end is None:
+                    note_end(task, "its process was ended with the run", story.ends)
 
 
 def _start() -> subprocess.Popen[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.cluster import models
-from interp.cluster.tasks import Cancelled, Planned, Task, check_options, cut
+from interp.cluster.tasks import Cancelled, Planned, Task, check_options, cut, made_by
 from interp.events import Emitter, Event, LensEnd, LensIteration, TrainBegin, TrainEnd
 from interp.files import read_json
 from interp.lens.concepts import ConceptPack
@@ -109,7 +109,10 @@ def work(task: Task, spec: dict[str, Any], emit: Emitter) -> None:
 
 def merge(tasks: Sequence[Task], spec: dict[str, Any]) -> Lenses:
     """All lenses, in the order of the plan; saved in ``merged/``."""
-    parts = [Lenses.load(_folder(t, k)) for t in tasks for k in range(t.start, t.stop)]
+    parts = []
+    for task in tasks:
+        with made_by(task):
+            parts += [Lenses.load(_folder(task, k)) for k in range(task.start, task.stop)]
     lenses = Lenses.concat(parts)
     lenses.meta["seconds"] = sum(p.meta["seconds"] for p in parts)
     lenses.save(Path(tasks[0].folder) / "merged")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.cluster.squeue import alive
-from interp.cluster.status import note_submitted, submitted
+from interp.cluster.status import Story, count, note_submitted, submitted
 from interp.cluster.tasks import Task, run_task
 
 __all__ = ["Job", "Local", "Slurm"]
@@ -86,9 +86,10 @@ class Slurm:
             tasks = [t for t in tasks if t not in self._jobs]
         for i in range(0, len(tasks), self.max_array):
             part = tasks[i : i + self.max_array]
+            counts = {t: count(Story.of(t)) for t in part}
             jobs = self._executor.map_array(Job(), part)
             named = {t: job.job_id for t, job in zip(part, jobs, strict=True)}
-            note_submitted(self.folder, {t.index: job for t, job in named.items()})
+            note_submitted(self.folder, named, counts)
             self._jobs |= named
             logger.info("submitted %d tasks as Slurm job %s", len(part), jobs[0].job_id.partition("_")[0])
 

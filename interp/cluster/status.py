@@ -19,7 +19,7 @@ from interp.lock import is_running
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Story", "cancel", "note_end", "note_submitted", "status", "submitted"]
+__all__ = ["Story", "cancel", "count", "note_end", "note_submitted", "status", "submitted"]
 
 #: One line per task that was handed to a scheduler.
 _SUBMITTED = "submitted.jsonl"
@@ -136,11 +136,24 @@ def cancel(folder: str | os.PathLike[str]) -> None:
     scancel([handed[t.index]["job"] for t in tasks if t.index in handed and not t.done])
 
 
-def note_submitted(folder: str | os.PathLike[str], jobs: dict[Task, str]) -> None:
-    """Write down which Slurm job has which task, so that any process finds it."""
-    entries = [{"task": task.index, "job": job, **_count(Story.of(task))} for task, job in jobs.items()]
+def note_submitted(
+    folder: str | os.PathLike[str], jobs: dict[Task, str], counts: dict[Task, dict[str, int]]
+) -> None:
+    """Write down which Slurm job has which task, so that any process finds it.
+
+    Parameters
+    ----------
+    folder : path
+        The run folder.
+    jobs : dict
+        Task → job.
+    counts : dict
+        Task → `count` before the submission.
+    """
+    entries = [{"task": task.index, "job": job, **counts[task]} for task, job in jobs.items()]
     with open(Path(folder) / _SUBMITTED, "a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(entry) + "\n" for entry in entries))
+        # The line break comes first: it ends a line that was cut short by a kill.
+        file.write("".join("\n" + json.dumps(entry) for entry in entries))
         file.flush()
         os.fsync(file.fileno())
 
@@ -160,13 +173,13 @@ def submitted(folder: str | os.PathLike[str]) -> dict[int, dict[str, Any]]:
                 "attempts": int(entry["attempts"]),
                 "ends": int(entry["ends"]),
             }
-        except (ValueError, KeyError, TypeError):  # cut short by a kill
+        except (ValueError, KeyError, TypeError):  # empty, or cut short by a kill
             continue
     return out
 
 
-def _count(story: Story) -> dict[str, int]:
-    """What tells whether anything has happened since: counts, since clocks of two machines differ."""
+def count(story: Story) -> dict[str, int]:
+    """What tells later whether anything has happened since: no times, for the clocks of two hosts differ."""
     return {"attempts": story.attempts, "ends": story.ends}
 
 
@@ -200,7 +213,7 @@ def note_end(task: Task, why: str, ends: int) -> tuple[str, int]:
 def _state(task: Task, story: Story, handed: dict[str, Any] | None, done: bool) -> str:
     if done:
         return "done"
-    if handed is not None and _count(story).items() <= handed.items():
+    if handed is not None and count(story).items() <= handed.items():
         return "submitted"
     if story.end is not None:
         return "cancelled" if story.end.error.startswith("Cancelled") else "failed"

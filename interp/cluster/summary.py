@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from interp.cluster.tasks import Cancelled, Planned, Task, read_plan
+from interp.cluster.tasks import Cancelled, Planned, Task, made_by, read_plan
 from interp.events import Emitter, ShardEnd, rss_bytes
 from interp.probe.data import load_csr, load_labels
 from interp.probe.summary import LatentSummary
@@ -36,6 +36,10 @@ class Rows:
     ----------
     source : path or dict
         The run folder of a plan, or its ``spec``.
+
+    Notes
+    -----
+    A plan may name a function, which is then imported and called: do not run the plans of strangers.
     """
 
     def __init__(self, source: str | os.PathLike[str] | dict[str, Any]) -> None:
@@ -148,11 +152,13 @@ def work(task: Task, spec: dict[str, Any], emit: Emitter) -> None:
 
 def merge(tasks: Sequence[Task], spec: dict[str, Any]) -> LatentSummary:
     """The sum of all shards."""
-    made = {(t.start, t.stop): t.path / _FILE for t in tasks}
+    made = {(t.start, t.stop): t for t in tasks}
 
     def sum_of(start: int, stop: int) -> LatentSummary:
-        if (start, stop) in made:
-            return LatentSummary.load(made[start, stop])
+        task = made.get((start, stop))
+        if task is not None:
+            with made_by(task):
+                return LatentSummary.load(task.path / _FILE)
         middle = (start + stop) // 2
         return sum_of(start, middle).merge(sum_of(middle, stop))
 

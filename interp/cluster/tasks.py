@@ -329,6 +329,18 @@ def merge(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> A
         return _job(content["job"]).merge(tasks, content["spec"])
 
 
+@contextmanager
+def made_by(task: Task) -> Iterator[None]:
+    """What is found damaged inside the block was made by this task: say so, and what to do."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(
+            f"what {task.name} made is damaged: {error}. Delete {task.path} and run the tasks again: "
+            "the others stay done"
+        ) from error
+
+
 def cut(n: int, n_tasks: int) -> list[tuple[int, int]]:
     """``(start, stop)`` of at most `n_tasks` parts of `n` portions, as equal as they can be."""
     n_tasks = min(n, n_tasks)
