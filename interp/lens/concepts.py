@@ -183,7 +183,10 @@ class ConceptPack:
             data = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is not JSON: {error}") from error
-        return cls.from_dict(data, where=str(file))
+        try:
+            return cls.from_dict(data, where=str(file))
+        except ValueError as error:
+            raise error if str(file) in str(error) else ValueError(f"{file}: {error}") from error
 
     @classmethod
     def from_dict(cls, data: Any, *, where: str = "pack") -> ConceptPack:
