@@ -28,7 +28,7 @@ _KEPT = 4096
 
 
 def _light(event: Event) -> Event:
-    """The event as it is kept once another has followed: without what is bulky and shown of the latest only."""
+    """The event as it is kept once another has followed: without what is bulky and shown of the latest."""
     return replace(event, tokens=(), projections={}) if isinstance(event, BatchEnd) else event
 
 
