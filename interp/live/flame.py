@@ -382,8 +382,10 @@ def _shard(
     if (token_acts is None) != (labels is None):
         raise ValueError("profile: give both token_acts and labels, or neither")
     if token_acts is not None and labels is not None:
-        shard = sp.csr_matrix(sp.load_npz(token_acts))[:n_rows]
-        return shard, np.fromfile(labels, np.uint8)[: shard.shape[0]].astype(np.int64)
+        from interp.probe.data import load_csr, load_labels
+
+        code = load_csr(token_acts)
+        return code[:n_rows], load_labels(labels, code.shape[0])[:n_rows].astype(np.int64)
     rng = np.random.default_rng(seed)
     x = sp.csr_matrix(sp.random(n_rows, n_latents, density=0.02, rng=rng, dtype=np.float32))
     x.data = rng.exponential(1.0, x.nnz).astype(np.float32)
