@@ -128,7 +128,7 @@ class lock:
                 if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
                     return False
                 raise
-            except BaseException:
+            except BaseException:  # Ctrl-C too: an open file would keep the lock
                 os.close(fd)
                 raise
             self._fd, self.recovered = fd, before

@@ -266,7 +266,7 @@ def _run_or_none(model: Model, job: Job, ids: list[list[int]], names: list[str],
     """Run a batch; None if memory ran out."""
     try:
         return run_batch(model, job, ids, names, clock)
-    except Exception as error:
+    except Exception as error:  # memory runs out under many names; anything else is raised on
         if not is_out_of_memory(error):
             raise
     return None

@@ -175,7 +175,7 @@ class Folder:
         folder = cls(path)
         try:
             folder._begin(meta)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the caller never gets a folder to close
             folder.close()
             raise
         return folder
@@ -209,7 +209,7 @@ class Folder:
                     "Give another folder"
                 )
             folder._resume(found)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the caller never gets a folder to close
             folder.close()
             raise
         return folder

@@ -59,7 +59,7 @@ def save(lenses: Lenses, folder: str | os.PathLike[str]) -> Path:
         }
         try:
             write_json(folder / "lenses.json", content)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nothing names the tensors
             (folder / name).unlink(missing_ok=True)
             raise
         for old in folder.glob("lenses-*.safetensors"):

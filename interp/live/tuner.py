@@ -237,7 +237,7 @@ class SlabTuner(anywidget.AnyWidget):
                 self.row_cells = [*(c for c in self.row_cells if c[ROWS] != size), row]
                 self.best_rows = min(self.row_cells, key=lambda c: c["ns_per_event"])
             self.message = "stopped" if self._stop.is_set() else "measured"
-        except Exception as error:
+        except Exception as error:  # whatever it is, the reader sees it, and it is raised on
             self.message = f"{type(error).__name__}: {error}"
             raise
         finally:
