@@ -86,7 +86,7 @@ class Tape:
                 self._handles.append(block.register_forward_pre_hook(self._keep_residual, with_kwargs=True))
             for source in sources:
                 self._handles.append(self._hook(source))
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no hook may stay in the model
             self.__exit__()
             raise
         return self
