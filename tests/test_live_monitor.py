@@ -24,7 +24,7 @@ def press(monitor, do, **extra):
     monitor._on_message(monitor, {"do": do, **extra}, [])
 
 
-def until(condition, seconds=10.0):
+def until(condition, seconds=30.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
