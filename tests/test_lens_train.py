@@ -242,6 +242,33 @@ def test_the_lower_bound_graduates_where_there_is_enough_to_select_on(model):
         assert r.n_samples < 240
 
 
+@pytest.mark.parametrize("rule", ["lower", "point"])
+def test_graduation_by_the_learning_curve(model, bank, rule):
+    """The rule read off the history: the first number of samples that meets the target ends it."""
+    growth, target = (5, 10, 20, 40), 0.7
+    options = {"site": SITE, "bank": bank, "f1_target": target, "f1_rule": rule, "growth": growth}
+    lenses = train_lenses(model, lens_world.pack(), **options)
+    history = lenses.history()
+    for report in (r for r in lenses.reports if r.fitted):
+        curve = history[history.concept == report.concept].sort_values("iteration")
+        assert curve.iteration.tolist() == list(range(1, report.n_iter + 1))
+        expected = ""
+        for row, n in zip(curve.itertuples(), growth, strict=False):
+            assert not expected, "it should have stopped before"
+            assert row.n_samples <= 2 * n
+            tp_bound = row.f1_low if rule == "lower" else row.f1
+            if tp_bound >= target:
+                expected = "target_met"
+            elif row.n_samples < 2 * n:
+                expected = "no_more_data"
+            elif n == growth[-1]:
+                expected = report.stop_reason  # the last step: no more data, or no more budget
+                assert expected in ("budget", "no_more_data")
+        assert report.stop_reason == expected
+        assert curve.f1.iloc[-1] == pytest.approx(report.f1_select)
+        assert report.n_samples == curve.n_samples.iloc[-1]
+
+
 def test_max_seconds(model, bank):
     lenses = train_lenses(model, lens_world.pack(), site=SITE, bank=bank, concepts=["bird"], max_seconds=0.0)
     (report,) = lenses.reports
@@ -349,6 +376,18 @@ def test_what_cannot_be_trained_is_u_and_the_rest_goes_on(model):
     assert found["plane"].grade in "AB"
     with pytest.raises(KeyError, match="'bird' was not fitted: 0 positive examples"):
         lenses["bird"]
+
+
+def test_near_duplicates_that_leave_one_example_are_said_to(model):
+    """Sixty texts that differ in a full stop are one text."""
+
+    def repeat(by_id, data):
+        text = by_id["bird"]["examples"]["positive"][0]
+        by_id["bird"]["examples"]["positive"] = [text + "." * i for i in range(60)]
+
+    (report,) = train_lenses(model, world_with(repeat), site=SITE, concepts=["bird"]).reports
+    assert report.grade == "U"
+    assert "(60 are given; near-duplicates, and texts of one source, count as one)" in report.why
 
 
 def test_a_pack_where_nothing_can_be_trained(model):

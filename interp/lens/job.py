@@ -170,6 +170,11 @@ def plan(samples: Samples, concept: Concept, n: int, seed: int) -> Job:
     texts = len({s.group for s in positive})
     if texts < 2:
         job.why = f"{texts} positive example{'s' * (texts != 1)} for training, at least 2 are needed"
+        given = sum(
+            len(samples.pack[c].positive) for c in [concept.id, *samples.pack.descendants(concept.id)]
+        )
+        if given > 3:  # fewer are too few by their number alone
+            job.why += f" ({given} are given; near-duplicates, and texts of one source, count as one)"
     elif len({s.group for s in negative}) < 2:
         job.why = "fewer than 2 negative examples for training: the pack has no other concepts with examples"
     return job
