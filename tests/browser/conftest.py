@@ -205,21 +205,24 @@ def kernel(request) -> str:
 def page(request, browser, lab: Lab):
     """A fresh page, logged in; afterwards, an error in the page or in its console fails the test.
 
-    A test function's attribute ``expected_console`` names the error that belongs to it.
+    A test function's attribute ``expected_console`` names the error that belongs to it; ``console_of`` names
+    sources, and errors from elsewhere are the application's own.
     """
     expected = getattr(request.function, "expected_console", None)
+    sources = getattr(request.function, "console_of", ("",))
     context = browser.new_context(viewport={"width": 1280, "height": 1400})
     context.set_extra_http_headers({"Authorization": f"token {lab.token}"})
     page = context.new_page()
     page.goto(f"{lab.url}/lab?token={lab.token}", wait_until="commit")
     problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
-    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(f"page error: {error} {error.stack}"))
+    page.on("console", lambda m: problems.append(f"{m.text} {m.location}") if m.type == "error" else None)
     yield page
     SHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SHOTS / f"end-{request.node.name}.png")
     context.close()
     lab.shutdown()
+    problems = [p for p in problems if any(source in p for source in sources)]
     assert not [p for p in problems if expected is None or expected not in p]
 
 
