@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 MONITOR = ".interp-monitor"
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 def run_notebook(lab, page, name, shot, seconds=240.0, app="lab"):
     """Run all cells; returns the states and the numbers of steps that the monitors went through."""
-    if not (lab.root / name).exists():
-        pytest.skip(f"{name} is not written yet")
+    # As it was shipped: one that an earlier test saved holds views of widgets whose kernel is gone.
+    shutil.copy(NOTEBOOKS / name, lab.root / name)
     # Tall, so that Lab, which draws only the cells in view, draws them all.
     page.set_viewport_size({"width": 1280, "height": 9000})
     lab.open(page, name, app=app)
