@@ -323,7 +323,7 @@ def main() -> None:
     """Entry point of the ``interp`` command: an error is one line on stderr and exit code 1."""
     try:
         app()
-    except Exception as error:
+    except Exception as error:  # of whatever kind: this is where the user reads it
         if "--debug" in sys.argv[1:]:
             raise
         kind = "" if isinstance(error, (ValueError, OSError, ImportError)) else f"{type(error).__name__}: "

@@ -22,6 +22,7 @@ from interp.events import Event, JsonlLog
 from interp.files import sweep, whole
 from interp.lock import lock
 from interp.report import Report, Table
+from interp.threads import torch_threads
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -147,7 +148,9 @@ def _demo(folder: Path, seed: int) -> Path:
     model = load_model("tiny")
     print(f"{model!r}\nseed {seed}; files go to {folder}", flush=True)
 
-    with _one_thread():
+    # On so small tensors more threads gain little, and on a busy machine lose manyfold; and sums come out
+    # the same on every number of cores.
+    with torch_threads(1):
         acts = _capture(story, model, seed)
         code = _encode(story, model, seed)
         _probe(story, code)
@@ -159,22 +162,6 @@ def _demo(folder: Path, seed: int) -> Path:
     print(f"\ndigest of all results, times left out: {story.digest.hexdigest()[:16]}")
     print(f"{sum(story.seconds.values()):.0f} s. Open {report}, then {NEXT} (make lab).")
     return report
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread: on so small tensors more of them gain little, and on a busy machine lose manyfold.
-
-    Sums also come out the same on every number of cores.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ------------------------------------------------------------------------------------- the jobs

@@ -209,9 +209,10 @@ ARROWS = {
     "cluster": {"events", "probe", "capture", "lens"},
     "lock": set(),
     "files": set(),
+    "threads": set(),
 }
 #: What every part may stand on, since it knows none of them.
-FLOOR = {"files", "lock"}
+FLOOR = {"files", "lock", "threads"}
 #: Part → parts it may import inside functions only: public faces, never internals.
 LAZY_ARROWS = {
     "capture": {"interp.tiny"},  # load_model("tiny")

@@ -192,7 +192,7 @@ class _Inline:
         task = self._queue.popleft()
         try:
             run_task(task)
-        except Exception as error:
+        except Exception as error:  # whatever a task dies of, the others go on
             logger.debug("%s", task.name, exc_info=True)
             return [(task, describe(error))]
         return [(task, "")]

@@ -30,6 +30,7 @@ from typing import Any
 from interp.events import Emitter, Event, JsonlLog, Tail, TaskBegin, TaskEnd
 from interp.files import read_json, sweep, write_json
 from interp.lock import lock
+from interp.threads import torch_threads
 
 __all__ = ["Cancelled", "Planned", "Task", "load", "merge", "plan", "run_task"]
 
@@ -274,7 +275,7 @@ def _work(task: Task, content: dict[str, Any], log: JsonlLog) -> None:
         return cancelled(task.folder)
 
     emit = Emitter([log, asked_to_stop])
-    with _torch_threads(content["threads"]):
+    with torch_threads(content["threads"]):
         if not cancelled(task.folder):
             _job(task.job).work(task, content["spec"], emit)
     if emit.stop or cancelled(task.folder):
@@ -325,7 +326,7 @@ def merge(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> A
             f"{len(missing)} of the {len(tasks)} tasks of {folder} are missing or not done: "
             f"{', '.join(missing[:8])}{' …' * (len(missing) > 8)}. Run them first (interp.cluster.run)"
         )
-    with _torch_threads(content["threads"]):
+    with torch_threads(content["threads"]):
         return _job(content["job"]).merge(tasks, content["spec"])
 
 
@@ -376,15 +377,3 @@ def _hash(value: Any) -> str:
 
 def _differing(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     return sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
-
-
-@contextmanager
-def _torch_threads(n: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -22,7 +22,7 @@ def main() -> None:
             why = ""
             try:
                 run_task(task)
-            except Exception as error:
+            except Exception as error:  # whatever a task dies of, the others go on
                 logger.warning("%s failed", task.name, exc_info=True)
                 why = describe(error)
             answers.write(json.dumps(why) + "\n")

@@ -11,7 +11,7 @@ This package knows nobody: the jobs create events, monitors and logs read them.
 
 from interp.events.hooks import Emitter, Hook, asks_to_stop
 from interp.events.log import JsonlLog, Tail, read
-from interp.events.process import bar, rss_bytes
+from interp.events.process import bar, peak_rss_bytes, rss_bytes
 from interp.events.records import (
     BatchEnd,
     CaptureBegin,
@@ -56,6 +56,7 @@ __all__ = [
     "asks_to_stop",
     "bar",
     "from_dict",
+    "peak_rss_bytes",
     "read",
     "rss_bytes",
 ]

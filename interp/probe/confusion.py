@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from interp.probe.data import Shard, shards
-from interp.probe.threads import n_threads, shared
+from interp.threads import n_threads, shared
 
 __all__ = ["Confusion", "confusion", "sorted_by_value"]
 

@@ -11,12 +11,12 @@ import scipy.sparse as sp
 import torch
 
 from interp.probe import data
-from interp.probe.data import can_iterate_again, shards
+from interp.probe.data import can_iterate_again
 from interp.probe.nodes import Nodes
 from interp.probe.sizes import tuned_block_elements
 from interp.probe.slab import Part, Problem, Rules
 from interp.probe.summary import LatentSummary
-from interp.probe.threads import n_threads, shared
+from interp.threads import n_threads, shared
 
 __all__ = ["Certificate", "exact_gradient", "make_problem", "polish_pairs"]
 
@@ -156,7 +156,7 @@ def exact_gradient(
     Parameters
     ----------
     x, y
-        As in `fit`; `x` is read twice.
+        As in `fit`; shards are read twice, once to count.
     coef, intercept : ndarray of float64, shape [n_latents, n_classes]
     ridge : float
     pairs : ndarray of int, shape [n_pairs, 2], optional
@@ -166,7 +166,6 @@ def exact_gradient(
         raise ValueError("certify reads x twice: give a list (or any re-iterable) of shards, not a generator")
     device = device or torch.device("cpu")
     n_latents, n_classes = coef.shape
-    summary = LatentSummary(n_latents, n_classes).add_shards(shards(x, y, n_classes, n_latents))
     wanted = np.ones(coef.shape, bool)
     if pairs is not None:
         pairs = np.asarray(pairs, np.int64)
@@ -180,11 +179,12 @@ def exact_gradient(
     grad_b, grad_w, scaled = (np.zeros(coef.shape) for _ in range(3))
     block_elements, _ = tuned_block_elements(device, torch.float64)
     rules = Rules(0, 0.0, ridge, 0.0, 0.0, 0.0, 0.0, 0)
-    moments = summary.moments()
 
-    def evaluate(first: int, columns: sp.csc_array, _: Any) -> None:
+    def evaluate(first: int, columns: sp.csc_array, labels: Any) -> None:
         group = latents[first : first + columns.shape[1]]
-        problem = make_problem(summary, group, moments, device=device, dtype=torch.float64)
+        summary = LatentSummary(len(group), n_classes).add_columns(columns, labels)
+        every = np.arange(len(group))
+        problem = make_problem(summary, every, summary.moments(), device=device, dtype=torch.float64)
         nodes = _raw_nodes(columns, problem.q.cpu().numpy(), device)
         start = (
             torch.from_numpy(intercept[group]).to(device),
@@ -197,7 +197,7 @@ def exact_gradient(
         grad_b[group], grad_w[group] = g[0], g[1] * problem.q.cpu().numpy()[:, None]
         scaled[group] = np.abs(g).max(axis=0)
 
-    blocks = data.columns(x, y, n_latents=n_latents, latents=latents)
+    blocks = data.columns(x, y, n_latents=n_latents, n_classes=n_classes, latents=latents)
     deque(shared(evaluate, blocks, n_threads(device)), maxlen=0)
     if pairs is None:
         return Certificate(None, grad_b, grad_w, scaled)

@@ -18,7 +18,7 @@ from interp.probe.sizes import auto_sizes
 from interp.probe.slab import Iteration, Part, Problem, Rules, Slab
 from interp.probe.step import ABSENT_CLASS, CONVERGED, DEAD, NEEDS_POLISH, SEPARABLE, STATUS
 from interp.probe.summary import LatentSummary
-from interp.probe.threads import n_threads, shared
+from interp.threads import n_threads, shared
 
 __all__ = ["Fit", "Fitted"]
 

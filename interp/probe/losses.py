@@ -17,7 +17,7 @@ from interp.probe.data import can_iterate_again, columns, shards
 from interp.probe.nodes import Nodes
 from interp.probe.sizes import tuned_block_elements
 from interp.probe.summary import LatentSummary, NodeBlock
-from interp.probe.threads import n_threads, shared, without_gil
+from interp.threads import n_threads, shared, without_gil
 
 __all__ = ["base_losses", "block_losses", "exact_losses", "losses"]
 

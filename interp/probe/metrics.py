@@ -16,7 +16,7 @@ from interp.probe.data import can_iterate_again, columns
 from interp.probe.losses import base_losses, block_losses
 from interp.probe.ranks import rank_metrics
 from interp.probe.sizes import tuned_block_elements
-from interp.probe.threads import n_threads, shared
+from interp.threads import n_threads, shared
 
 __all__ = ["ProbeMetrics", "measure"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.probe.threads import without_gil
+from interp.threads import without_gil
 
 __all__ = ["Bucket", "Layout", "Nodes"]
 

@@ -13,7 +13,7 @@ import torch
 from interp.probe.data import shards
 from interp.probe.nodes import Layout, Nodes
 from interp.probe.summary import LatentSummary, NodeBlock
-from interp.probe.threads import n_threads, shared
+from interp.threads import n_threads, shared
 
 __all__ = ["auto_sizes", "measure_blocks", "measure_row_batches", "tuned_block_elements"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from interp.probe import step
 from interp.probe.nodes import Layout, Nodes
 from interp.probe.step import CONVERGED, MAX_ITER, NEEDS_POLISH, Active
-from interp.probe.threads import shared
+from interp.threads import shared
 
 __all__ = ["Iteration", "Part", "Problem", "Rules", "Slab"]
 

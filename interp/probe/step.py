@@ -1,6 +1,6 @@
 r"""One Levenberg–Marquardt iteration of many pairs, but for the sums over their events.
 
-These functions run in TorchScript (see `interp.probe.threads.without_gil`), which reads annotations as they
+These functions run in TorchScript (see `interp.threads.without_gil`), which reads annotations as they
 are: no ``from __future__ import annotations`` here, nor in `interp.probe.lm`.
 """
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.probe import lm
-from interp.probe.threads import without_gil
+from interp.threads import without_gil
 
 __all__ = ["STATUS", "Active", "derivatives", "has_converged", "judged", "proposed", "still_live"]
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["n_threads", "one_torch_thread", "shared", "without_gil"]
+__all__ = ["n_threads", "shared", "torch_threads", "without_gil"]
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def shared(work: Callable[..., T], items: Iterable[tuple[Any, ...]], threads: in
     ------
     What `work` returned.
     """
-    with one_torch_thread():
+    with torch_threads(1):
         if threads < 2:
             yield from (work(*item) for item in items)
             return
@@ -92,6 +92,7 @@ def _compiled(function: Callable[..., T]) -> Callable[..., T]:
             warnings.simplefilter("ignore")  # that it is deprecated
             script = torch.jit.script(function)
     except (AttributeError, NotImplementedError, RuntimeError):
+        # A torch without TorchScript, or whose TorchScript has forgotten part of Python.
         return function
 
     def run(*args: Any) -> T:
@@ -102,10 +103,10 @@ def _compiled(function: Callable[..., T]) -> Callable[..., T]:
 
 
 @contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Torch without threads of its own inside the block."""
+def torch_threads(n: int) -> Iterator[None]:
+    """Torch with `n` threads of its own inside the block, and with as many as before behind it."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(n)
     try:
         yield
     finally:
@@ -114,7 +115,7 @@ def one_torch_thread() -> Iterator[None]:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "interp-probe", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(threads, "interp", initializer=torch.set_num_threads, initargs=(1,))
 
 
 if hasattr(os, "register_at_fork"):  # a child has the pool's object, but not its threads
