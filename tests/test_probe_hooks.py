@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from probe_data import problem, separable
 from probe_reference import dense, levenberg_marquardt
 
 from interp.events import IterationEnd, JsonlLog, read
-from interp.probe import Sparse1DProbe
+from interp.probe import Sparse1DProbe, fit
 
 LISTENED = ["lam_min", "lam_q1", "lam_median", "lam_q3", "lam_max", "loss_mean", "loss_max", "grad_max"]
 
@@ -55,6 +57,18 @@ def test_the_course_of_a_fit(method: str) -> None:
     assert end.status_counts == probe.status_counts()
     assert not end.stopped
     assert {"summary", "nodes", "solve", "polish"} <= set(end.stage_seconds)
+
+
+@pytest.mark.parametrize("at_most", [10_000, 60, 1])
+def test_the_loss_of_an_event_is_that_of_its_pairs(monkeypatch: pytest.MonkeyPatch, at_most: int) -> None:
+    monkeypatch.setattr(fit, "_LOSS_PAIRS", at_most)
+    monkeypatch.setattr(fit, "_LOSS_SHARE", math.inf)
+    x, y = problem(1)
+    probe = Sparse1DProbe(max_iter=2, class_slab_size=7)
+    last = [e for e in events_of(probe, x, y) if e.kind == "IterationEnd"][-1]
+    latents = np.flatnonzero(probe.summary_.n_events)
+    losses = probe.loss_[latents[:: -(-len(latents) * probe.loss_.shape[1] // at_most)]]
+    np.testing.assert_allclose([last.loss_mean, last.loss_max], [losses.mean(), losses.max()], rtol=1e-9)
 
 
 def test_history_is_the_events() -> None:

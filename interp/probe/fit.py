@@ -24,8 +24,8 @@ __all__ = ["Fit", "Fitted"]
 
 #: Scaled gradient to which a float32 stage is trusted.
 _FLOAT32_TOL = 1e-4
-#: Share of the fit's time that the loss of `IterationEnd` may cost.
-_LOSS_SHARE = 0.01
+#: Share of the fit's time that the loss of `IterationEnd` may cost, and pairs that it is taken of.
+_LOSS_SHARE, _LOSS_PAIRS = 0.01, 1 << 14
 #: Iterations between looks at whether the rule can bring the pairs still active any further.
 _HAND_OVER_EVERY = 10
 
@@ -293,11 +293,11 @@ class Fit:
         )
 
     def _loss(self, slab: Slab) -> tuple[float, float]:
-        """Mean and largest loss, as often as a small share of the fit's time pays for; else NaN."""
+        """Mean and largest loss of some pairs, as long as a share of the fit's time pays for it."""
         start = time.perf_counter()
         if self._loss_spent + self._loss_last > _LOSS_SHARE * (start - self._began):
             return float("nan"), float("nan")
-        losses = slab.losses()
+        losses = slab.losses(_LOSS_PAIRS)
         out = float(losses.mean()), float(losses.max())
         self._loss_last = time.perf_counter() - start
         self._loss_spent += self._loss_last
