@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from interp.capture import Activations, Model, batching, capture, record, wrap
+from interp.capture import Activations, Model, batching, capture, load_model, record, wrap
 from interp.capture.batching import pack, pad
 from interp.capture.check import relative_error
 from interp.capture.generate import Generator
@@ -352,6 +353,22 @@ def test_events_tell_the_whole_story() -> None:
     assert set(first.projections) == {f"v@resid_{p}.{i}" for p in ("pre", "mid", "post") for i in range(3)}
     assert all(len(v) == 24 for v in first.projections.values())
     assert set(first.stage_seconds) >= {"prefill", "decode", "record", "project"}
+
+
+def test_an_event_of_a_long_prompt_and_many_projections_is_small() -> None:
+    seen: list[Any] = []
+    model = load_model("tiny")
+    prompts = [{"id": "long", "token_ids": [5 + i % 40 for i in range(250)]}]
+    vectors = {f"vector {i}": torch.randn(model.width) for i in range(5)}
+    capture(model, prompts, tier=2, vectors=vectors, iteration_hook=seen.append)
+    (batch,) = (e for e in seen if isinstance(e, BatchEnd))
+    assert len(json.dumps(batch.to_dict())) < 80_000
+    assert batch.tokens_real == 250
+    assert len(batch.tokens) == 120
+    assert len(batch.projections) == 24
+    assert all(len(values) == 120 for values in batch.projections.values())
+    sites = [name.split("@")[1] for name in batch.projections]
+    assert (sites[0], sites[-1]) == ("resid_pre.0", f"resid_post.{model.n_layers - 1}")  # from all depths
 
 
 def test_a_hook_stops_after_the_batch_under_way() -> None:

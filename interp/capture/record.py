@@ -33,8 +33,8 @@ from interp.events import BatchEnd, CaptureBegin, CaptureEnd, Emitter, Hook, bar
 
 __all__ = ["capture", "run_batch"]
 
-#: Most series of numbers that an event carries for a monitor.
-SHOWN = 64
+#: Most series of numbers and most tokens that an event carries for a monitor: a log line is below 80 kB.
+SHOWN, SHOWN_TOKENS = 24, 120
 
 
 def capture(
@@ -347,15 +347,19 @@ def _expect_finite(shard: Shard, names: Sequence[str]) -> None:
 
 
 def _shown(shard: Shard, job: Job) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
-    """Tokens and series of a batch's first prompt, for a monitor: projections, or norms without them."""
-    n = shard.lengths[0]
+    """First tokens of a batch's first prompt, for a monitor, and its series: projections, or else norms."""
+    n = min(shard.lengths[0], SHOWN_TOKENS)
     tokens = tuple(shard.token_strings.get(t, str(t)) for t in shard.token_ids[:n].tolist())
-    series: dict[str, tuple[float, ...]] = {}
-    for site, names in job.names.items():
-        values = shard.tensors[PROJECTION + site][:n]
-        for j, name in enumerate(names):
-            series[f"{name}@{site}"] = tuple(values[:, j].tolist())
-    if not series:
-        for site, rows in shard.tensors.items():
-            series[f"norm@{site}"] = tuple(rows[:n].float().flatten(1).norm(dim=1).tolist())
-    return tokens, dict(list(series.items())[:SHOWN])
+    series = [
+        (f"{name}@{site}", site, j) for site, names in job.names.items() for j, name in enumerate(names)
+    ]
+    series = series or [(f"norm@{site}", site, -1) for site in shard.tensors]
+    if len(series) > SHOWN:  # some from all depths of the model
+        series = [series[i] for i in torch.linspace(0, len(series) - 1, SHOWN).int()]
+
+    def values(site: str, column: int) -> Tensor:
+        if column < 0:
+            return shard.tensors[site][:n].float().flatten(1).norm(dim=1)
+        return shard.tensors[PROJECTION + site][:n, column]
+
+    return tokens, {name: tuple(values(site, j).tolist()) for name, site, j in series}
