@@ -10,9 +10,12 @@ import re
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from live_fakes import fit_events, play
 
+from interp import Sparse1DProbe
 from interp.live.flame import compare_flames, flame, profile_fit
+from interp.threads import torch_threads
 
 
 def burn(seconds: float, iteration_hook=None) -> str:
@@ -37,12 +40,28 @@ def test_a_flame_shows_the_function_and_not_the_wait_for_it():
     assert not spots["function"].isin(["join", "wait"]).any()
 
 
+def test_all_work_of_a_fit_is_in_its_flame():
+    """What a solver shares out among threads would be missing, and only the wait for it be seen."""
+    rng = np.random.default_rng(0)
+    x = sp.random(3000, 200, density=0.1, format="csr", rng=rng, dtype=np.float32)
+    y = rng.integers(0, 30, 3000)
+    with torch_threads(2):
+        seen = []
+        f = flame(Sparse1DProbe().fit, x, y, iteration_hook=lambda e: seen.append(torch.get_num_threads()))
+        assert torch.get_num_threads() == 2
+    assert set(seen) == {1}
+    spots = f.hotspots(500)
+    assert spots[~spots["function"].str.contains("acquire|wait")]["share"].sum() > 0.9
+
+
 def test_a_flame_shows_itself_in_a_frame_of_its_own(tmp_path):
     f = flame(burn, 0.05, title="<b>bold</b>")
     shown = f._repr_html_()
     assert "<b>bold</b>" not in shown
     page = html.unescape(re.search(r'srcdoc="([^"]*)"', shown)[1])
     assert page == f.html()
+    assert "[2]*14" in page  # deep calls are not indented out of the frame
+    assert "Profile at" not in page.partition("const sessionData")[2]
     links = set(re.findall(r"https?://[^\s\"'`)<]+", page))
     assert links <= {"http://www.w3.org/2000/svg"}  # a name, not a request
     path = f.save(tmp_path / "deep" / "flame.html")
