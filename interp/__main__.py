@@ -138,7 +138,9 @@ def capture(
 
 @app.command()
 def probe(
-    code: Annotated[Path, typer.Argument(help="Sparse code, SciPy CSR (token_acts.npz).")],
+    code: Annotated[
+        Path, typer.Argument(help="Sparse code: SciPy CSR (token_acts.npz), or a folder of .npy arrays.")
+    ],
     labels: Annotated[Path, typer.Argument(help="One uint8 class id per row (labels.bin).")],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Where loss, weights, biases, tp, fp, tn, fn go.")
@@ -159,18 +161,18 @@ def probe(
         raise FileExistsError(f"{out} exists: give another --out, or --force to overwrite it")
     from interp.files import expect_writable
     from interp.probe import Sparse1DProbe
-    from interp.probe.data import load_csr, load_labels, write_metrics_npz
+    from interp.probe.files import RowShards, write_metrics_npz
 
     expect_writable(out.parent)
-    x = load_csr(code)
-    y = load_labels(labels, x.shape[0])
+    rows = RowShards(code, labels)
+    x = rows if code.is_dir() else list(rows)
     fitted = Sparse1DProbe(ridge=ridge, max_iter=max_iter, tol=tol)
     with _logged(log) as hook:
-        fitted.fit(x, y, n_classes=n_classes, iteration_hook=hook)
-    tp, fp, tn, fn = fitted.confusion(x, y, threshold=threshold)
+        fitted.fit(x, n_classes=n_classes, iteration_hook=hook)
+    tp, fp, tn, fn = fitted.confusion(x, threshold=threshold)
     write_metrics_npz(
         out,
-        loss=fitted.loss_matrix(x, y),
+        loss=fitted.loss_matrix(x),
         weights=fitted.coef_,
         biases=fitted.intercept_,
         tp=tp,

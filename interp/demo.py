@@ -264,7 +264,7 @@ def _encode(story: Story, model: Model, seed: int) -> Code:
 def _probe(story: Story, code: Code) -> None:
     """A probe for every (latent, class) pair, judged on held-out documents."""
     from interp.probe import Sparse1DProbe
-    from interp.probe.data import write_metrics_npz
+    from interp.probe.files import write_metrics_npz
 
     n_latents, n_classes = code.x.shape[1], len(code.names)
     fit, test = slice(code.n_fit), slice(code.n_fit, None)

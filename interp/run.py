@@ -292,10 +292,10 @@ class Run:
         return f"<Run {self.state}{after}{problem}>"
 
     def _ipython_display_(self) -> None:
-        show = getattr(self.view, "show", None)
-        if show is None:
+        shown = getattr(self.view, "_ipython_display_", None)
+        if shown is None:
             raise NotImplementedError  # IPython then takes the bundle below
-        show()
+        shown()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         if self.view is not None and hasattr(self.view, "_repr_mimebundle_"):

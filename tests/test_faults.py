@@ -42,7 +42,7 @@ from interp.lens.samples import Samples
 from interp.live.digest import CaptureDigest, FitDigest, LensDigest
 from interp.lock import LockedError, lock
 from interp.probe import LatentSummary, Sparse1DProbe
-from interp.probe.data import load_csr, load_labels
+from interp.probe.files import load_csr, load_labels
 from interp.report import Report
 from interp.sae import SAE
 

@@ -86,7 +86,7 @@ def test_nothing_is_printed_by_workers(cells):
     assert set(kinds) <= {"display_data", "execute_result"}
 
 
-def test_in_a_terminal_a_run_is_one_line_of_text():
+def test_in_a_terminal_a_run_is_one_line_of_text(capfd):
     from IPython.core.formatters import DisplayFormatter
 
     sys.path.insert(0, str(Path(__file__).parent))
@@ -100,3 +100,4 @@ def test_in_a_terminal_a_run_is_one_line_of_text():
     r.wait(10)
     bundle, _ = DisplayFormatter().format(r)
     assert bundle["text/plain"] in (repr(r), repr(r.view))
+    assert capfd.readouterr() == ("", "")

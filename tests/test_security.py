@@ -29,7 +29,7 @@ from interp.lens.show import Highlight, lenses_html
 from interp.live.flame import flame
 from interp.live.plots import png, projection_figure
 from interp.live.still import still_html
-from interp.probe.data import load_csr
+from interp.probe.files import load_csr
 from interp.report import Report, Table
 
 HERE = Path(interp.__file__).parent

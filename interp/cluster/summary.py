@@ -19,7 +19,7 @@ from typing import Any
 
 from interp.cluster.tasks import Cancelled, Planned, Task, made_by, read_plan
 from interp.events import Emitter, ShardEnd, rss_bytes
-from interp.probe.data import load_csr, load_labels
+from interp.probe.files import RowShards
 from interp.probe.summary import LatentSummary
 
 __all__ = ["Rows", "merge", "plan", "work"]
@@ -68,9 +68,7 @@ class Rows:
             else:
                 yield from made
             return
-        codes, labels = self.spec["files"][i]
-        x = load_csr(codes)
-        yield x, load_labels(labels, x.shape[0])
+        yield from RowShards(*self.spec["files"][i])
 
 
 def plan(

@@ -397,7 +397,7 @@ def _shard(
     if (token_acts is None) != (labels is None):
         raise ValueError("profile: give both token_acts and labels, or neither")
     if token_acts is not None and labels is not None:
-        from interp.probe.data import load_csr, load_labels
+        from interp.probe.files import load_csr, load_labels
 
         code = load_csr(token_acts)
         return code[:n_rows], load_labels(labels, code.shape[0])[:n_rows].astype(np.int64)

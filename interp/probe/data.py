@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import struct
-import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from tokenize import TokenError
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import scipy.sparse as sp
 
-from interp.files import digest, whole
-
-__all__ = ["Shard", "check_shard", "columns", "latent_blocks", "load_csr", "load_labels", "shards"]
+__all__ = ["Shard", "check_shard", "columns", "latent_blocks", "shards"]
 
 #: Smaller values count as zeros: below it a float32 loses its precision, and with it the bins theirs.
 _TINY = 2.0**-126
@@ -118,7 +109,7 @@ def _as_csr(x: Any) -> sp.csr_array:
         x = sp.csr_array(x.astype(np.float32) if x.dtype == np.float16 else x)  # SciPy has no float16
     else:
         raise ValueError(f"x must be a sparse CSR matrix [n_rows, n_latents], got {type(x).__name__}")
-    _check_indices(x, "x")
+    check_indices(x, "x")
     if x.dtype in (np.float32, np.float64):
         return x
     if x.dtype == bool:
@@ -128,7 +119,7 @@ def _as_csr(x: Any) -> sp.csr_array:
     raise ValueError(f"x has dtype {x.dtype}, expected a real floating-point or integer type")
 
 
-def _check_indices(a: sp.csr_array, name: str) -> None:
+def check_indices(a: sp.csr_array, name: str) -> None:
     """Refuse a matrix whose index arrays are broken: SciPy's C code would write where they point."""
     if len(a.indptr) > 1 and (a.indptr[1:] < a.indptr[:-1]).any():
         row = int(np.argmax(a.indptr[1:] < a.indptr[:-1]))
@@ -150,7 +141,7 @@ def _check_labels(y: Any, n_rows: int, n_classes: int | None) -> tuple[Any, np.n
         if y.shape[1] == 0:
             raise ValueError("y has no columns: a multi-label y needs at least one class")
         labels = sp.csr_array(y, copy=True).astype(bool)
-        _check_indices(labels, "y")
+        check_indices(labels, "y")
         labels.sum_duplicates()
         labels.eliminate_zeros()
         return labels, None
@@ -293,121 +284,3 @@ def latent_blocks(indptr: np.ndarray, n_events: int) -> Iterator[tuple[int, int]
         stop = min(max(stop, start + 1), last)
         yield start, stop
         start = stop
-
-
-# ------------------------------------------------------------------------------- interchange
-
-
-#: What reading a damaged ZIP archive raises.
-_DAMAGED = (
-    ValueError,
-    KeyError,
-    OSError,
-    EOFError,
-    RuntimeError,
-    SyntaxError,
-    MemoryError,
-    OverflowError,
-    BadZipFile,
-    TokenError,
-    zlib.error,
-    struct.error,
-)
-
-
-def load_csr(path: str | os.PathLike[str]) -> sp.csr_array:
-    """Read a ``token_acts.npz`` (SciPy CSR), shape [n_rows, n_latents].
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it holds no CSR matrix. Nothing is ever unpickled.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no sparse code at {path}: expected a SciPy CSR file such as token_acts.npz")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            kind = file["format"].item() if "format" in file else b"csr"
-            if kind not in (b"csr", "csr"):
-                raise ValueError(f"it holds a {kind!r} matrix, expected CSR")
-            x = sp.csr_array((file["data"], file["indices"], file["indptr"]), shape=tuple(file["shape"]))
-    except _DAMAGED as error:
-        raise ValueError(f"{path} is damaged or no SciPy CSR file: {error}") from error
-    _check_indices(x, str(path))
-    return x
-
-
-def load_labels(path: str | os.PathLike[str], n_rows: int | None = None) -> np.ndarray:
-    """Read a ``labels.bin`` (uint8, one class id per row) as a read-only memory map.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If the file is missing, or has not `n_rows` labels.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no labels at {path}: expected one uint8 class id per row of the code")
-    size = path.stat().st_size
-    if n_rows is not None and size != n_rows:
-        raise ValueError(f"{path} has {size} labels (bytes), x has {n_rows} rows: they must match")
-    if size == 0:
-        raise ValueError(f"{path} is empty")
-    return np.memmap(path, dtype=np.uint8, mode="r")
-
-
-def write_metrics_npz(path: str | os.PathLike[str], **arrays: np.ndarray) -> Path:
-    """Write ``probe1d_metrics.npz`` (loss, weights, biases, tp, fp, tn, fn), whole or not at all."""
-    with whole(path) as partial, open(partial, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    return Path(path)
-
-
-def write_safetensors(
-    path: str | os.PathLike[str],
-    format: str,
-    version: int,
-    meta: dict[str, Any],
-    tensors: dict[str, np.ndarray],
-) -> Path:
-    """Write one of the package's own files, whole or not at all, with a digest of everything in it."""
-    from safetensors.numpy import save_file
-
-    meta = {"format": format, "version": version, **meta}
-    meta["sha256"] = digest(meta, tensors)
-    with whole(path) as partial:
-        save_file(tensors, partial, metadata={"interp": json.dumps(meta)})
-    return Path(path)
-
-
-def read_safetensors(
-    path: str | os.PathLike[str], format: str, version: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Description and arrays of one of the package's own files.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    ValueError
-        If it is damaged, or of another kind or version.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no file at {path}: expected one written as {format}")
-    try:
-        with safe_open(path, framework="np") as file:
-            meta = json.loads((file.metadata() or {}).get("interp", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-    found = meta.get("format"), meta.get("version")
-    if found != (format, version):
-        raise ValueError(f"{path} holds {found[0]!r} version {found[1]!r}, expected {format!r} {version}")
-    if meta.pop("sha256", None) != digest(meta, tensors):
-        raise ValueError(f"{path} is damaged: its digest does not match its content")
-    return meta, tensors

@@ -17,14 +17,9 @@ import torch
 from interp.events import Emitter, Event, IterationEnd
 from interp.probe import confusion, exact, losses, metrics
 from interp.probe.confusion import Confusion
-from interp.probe.data import (
-    can_iterate_again,
-    read_safetensors,
-    shards,
-    write_metrics_npz,
-    write_safetensors,
-)
+from interp.probe.data import can_iterate_again, shards
 from interp.probe.exact import Certificate
+from interp.probe.files import read_safetensors, write_metrics_npz, write_safetensors
 from interp.probe.fit import Fit, Fitted, Steps, polish
 from interp.probe.metrics import ProbeMetrics
 from interp.probe.slab import Rules

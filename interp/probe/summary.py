@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from interp.probe.data import Shard, check_shard, latent_blocks, read_safetensors, write_safetensors
+from interp.probe.data import Shard, check_shard, latent_blocks
+from interp.probe.files import read_safetensors, write_safetensors
 
 __all__ = ["LatentSummary", "NodeBlock"]
 
