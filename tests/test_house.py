@@ -223,6 +223,7 @@ LAZY_ARROWS = {
         "interp.capture.record",
         "interp.lens.train",
         "interp.probe",
+        "interp.probe.data",
         "interp.probe.files",
     },
 }

@@ -119,7 +119,7 @@ def test_a_cluster_sums_mapped_shards_and_files_alike(tmp_path: Path) -> None:
         (lambda f: np.save(f / "indices.npy", np.full(X.nnz, 12)), r"column 12 in row 0, outside 0 … 11"),
         (lambda f: np.save(f / "indices.npy", np.full(X.nnz, -1)), r"from row 0 on, has column -1"),
         (lambda f: np.save(f / "indptr.npy", np.r_[X.indptr[-1], X.indptr[1:]]), r"indptr falls at row 0"),
-        (lambda f: np.save(f / "data.npy", np.array([{}] * X.nnz), allow_pickle=True), r"damaged|pickle"),
+        (lambda f: np.save(f / "data.npy", np.array([{}] * X.nnz)), r"damaged|pickle"),
     ],
 )
 def test_what_is_damaged_is_named(tmp_path: Path, spoil, says: str) -> None:
