@@ -1,13 +1,41 @@
-"""interp: capture activations, probe sparse codes, train concept lenses, and watch them run.
+"""interp: capture activations, probe sparse codes, train concept lenses, and watch each of them run.
 
-The jobs, each with its live form in `interp.live`::
+**Capture** the states of a transformers model at named sites, many prompts in one load::
 
-    model = interp.load_model("tiny")
-    acts = interp.capture(model, interp.Prompts(["A falcon hunts."]), sites=["resid_post.*"])
-    probe = interp.Sparse1DProbe().fit(x, y)
+    model = interp.load_model("tiny")               # a folder, a name on the hub, or the model that ships
+    acts = interp.capture(model, interp.Prompts(["A falcon hunts."]), sites="resid_post.*")
+    acts["resid_post.3"]                            # [n_tokens, width]: row t is the state at token t
+
+**Probe** a sparse code: a logistic probe with one feature for every (latent, class) pair::
+
+    x = interp.SAE.load(folder).encode_csr(acts["resid_post.3"])       # or any SciPy CSR
+    probe = interp.Sparse1DProbe().fit(x, y)        # y: a class id per row
+    probe.metrics(x, y).frame(); probe.certify(x, y)
+
+**Lenses**: a linear reading of each concept of a pack, graded on held-out prompts::
+
     lenses = interp.train_lenses(model, interp.ConceptPack.load("tiny"), site="resid_post.3")
+    lenses.frame(); lenses.highlight("A falcon hunts.", model=model)
 
-Events and background runs are in `interp.events` and `interp.run`; the command line is ``interp --help``.
+**Watch**: the same calls in the background, with a monitor in a notebook; step, pause, stop, await::
+
+    run = interp.live.fit(probe, x, y)              # and interp.live.capture, interp.live.train_lenses
+
+====================  =================================================================================
+load_model, Prompts   a model with its tokenizer and sites; what it is asked
+capture, Activations  rows of all real tokens, in memory or in a folder that a killed run goes on in
+TraitVectors, steer   directions along which a trait shows; adding vectors while a model runs
+SAE                   a sparse autoencoder in SAELens' format
+Sparse1DProbe         the probes; LatentSummary is what they need of the data, and adds up over shards
+train_lenses, Lenses  concept lenses and what they can do; ConceptPack is the ontology they come from
+live                  monitors, the tuner of slab sizes, flames
+run, events           a loop in the background; what happened in it, for hooks and logs
+cluster               one job as many tasks, in processes or on Slurm, with the same answer
+====================  =================================================================================
+
+Every long function takes ``iteration_hook=``: a callable, or several, that gets each event and may return
+True to stop. Sites are named in `interp.capture.sites`, events in `interp.events`. The same jobs on the
+command line: ``interp --help``.
 """
 
 from __future__ import annotations

@@ -112,6 +112,7 @@ class Activations:
 
     @property
     def sites(self) -> tuple[str, ...]:
+        """Every site that was captured."""
         return tuple(self.meta["sites"])
 
     @property
@@ -126,6 +127,7 @@ class Activations:
 
     @property
     def check(self) -> dict[str, float]:
+        """Largest relative error per site, if the capture was asked to ``check``; else empty."""
         return self.meta.get("check", {})
 
     @property
@@ -190,13 +192,26 @@ class Activations:
         return self._read(site)
 
     def projection(self, site: str) -> Tensor:
-        """Inner products with the vectors, float32 ``[n_tokens, n_vectors]``; names are in `projected`."""
+        """Inner products of the rows of `site` with its vectors, float32 ``[n_tokens, n_vectors]``.
+
+        The vectors are named in `projected`.
+        """
         if site not in self.projected:
             raise KeyError(f"{site!r} was not projected on vectors; these were: {sorted(self.projected)}")
         return self._read(PROJECTION + site)
 
     def rows(self, site: str, prompt: int | str) -> Tensor:
-        """The rows of one prompt, by place or id; from a folder, nothing else is read.
+        """The rows of one prompt; from a folder, nothing else is read.
+
+        Parameters
+        ----------
+        site : str
+        prompt : int or str
+            Its place in the input, or its id.
+
+        Returns
+        -------
+        Tensor of the model's dtype, shape [n, width]
 
         Raises
         ------
@@ -311,6 +326,15 @@ class Activations:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write shards and a manifest into a new folder.
 
+        Parameters
+        ----------
+        folder : path
+
+        Returns
+        -------
+        Path
+            The folder.
+
         Raises
         ------
         FileExistsError
@@ -347,6 +371,10 @@ class Activations:
         verify : bool
             Compare the hash of every shard with the manifest before its first use.
 
+        Returns
+        -------
+        Activations
+
         Raises
         ------
         FileNotFoundError
@@ -379,6 +407,11 @@ class Activations:
             Which prompts, by place or id; all by default.
         digits : int
             Significant digits.
+
+        Returns
+        -------
+        Path
+            The file.
 
         Raises
         ------

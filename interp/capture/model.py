@@ -227,7 +227,7 @@ class Model:
 
     @contextmanager
     def attention_for(self, sites: Iterable[str]) -> Iterator[None]:
-        """Eager attention while a capture asks for attention weights, which no other kind gives."""
+        """Eager attention while `sites` ask for attention weights, which no other kind gives."""
         if self.attention == "eager" or not any(split(s)[0] == "attn" for s in sites):
             yield
             return

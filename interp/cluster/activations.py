@@ -46,11 +46,15 @@ def plan(prompts: Any, n_tasks: int, *, vectors: Any = None, **options: Any) -> 
     n_tasks : int
     vectors : mapping, optional
         As in `interp.capture`.
-    **options
+    **options : as plain JSON types
         ``model`` (a folder or a name), ``revision``, ``dtype``, ``device`` and ``attention`` as in
         `interp.load_model`; ``sites``, ``tier``, ``layer``, ``keep_states``, ``max_new_tokens``,
         ``temperature``, ``seed``, ``stop_at_eos`` as in `interp.capture`; ``batch_tokens``, a number (2,048
         by default); ``check``, prompts that *each task* runs again alone.
+
+    Returns
+    -------
+    Planned
     """
     if isinstance(prompts, (str, os.PathLike)):
         prompts = Prompts.from_file(prompts)

@@ -91,8 +91,8 @@ def run(
         by itself goes on under its number and counts as one attempt.
     max_array : int
         Tasks of one Slurm array; more of them become several arrays (``MaxArraySize`` of the cluster).
-    **slurm_options
-        As submitit has them: ``slurm_partition=``, ``timeout_min=``, ``mem_gb=``, ``cpus_per_task=``,
+    **slurm_options : as submitit has them
+        ``slurm_partition=``, ``timeout_min=``, ``mem_gb=``, ``cpus_per_task=``,
         ``gpus_per_node=``, ``slurm_array_parallelism=``, ``slurm_additional_parameters=`` …
 
     Returns

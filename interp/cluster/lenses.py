@@ -61,11 +61,15 @@ def plan(
     shard_size : int
         Concepts that are trained together. A larger shard forwards fewer prompts twice; a killed task begins
         its shard again, with the prompts that were forwarded.
-    **options
+    **options : as plain JSON types
         ``model`` (a folder or a name), ``revision``, ``dtype``, ``device`` and ``attention`` as in
         `interp.load_model`; ``site``, ``f1_target``, ``f1_rule``, ``validation_blocking``, ``growth``,
         ``head``, ``pooling``, ``continuation``, ``shares`` and ``seed`` as in `interp.train_lenses`;
         ``batch_tokens``, a number (2,048 by default).
+
+    Returns
+    -------
+    Planned
     """
     pack = pack if isinstance(pack, ConceptPack) else ConceptPack.load(pack)
     models.check(options)

@@ -45,6 +45,7 @@ class Local:
         self._jobs: dict[Task, Any] = {}
 
     def submit(self, tasks: Sequence[Task]) -> None:
+        """Take tasks; as many run at a time as there are workers."""
         self._queue.extend(tasks)
         self._feed()
 
@@ -54,6 +55,7 @@ class Local:
             self._jobs[task] = self._executor.submit(Job(), task)
 
     def ended(self) -> list[tuple[Task, str]]:
+        """Wait a little; the tasks whose job has ended, and where its log is."""
         time.sleep(PERIOD["local"])
         out = [(t, f"job {j.job_id} ended; see {j.paths.stderr}") for t, j in self._jobs.items() if j.done()]
         for task, _ in out:
@@ -62,6 +64,7 @@ class Local:
         return out
 
     def close(self) -> None:
+        """End the jobs that still run."""
         for job in self._jobs.values():
             job.cancel(check=False)
 
@@ -77,6 +80,7 @@ class Slurm:
         self._begun = False
 
     def submit(self, tasks: Sequence[Task]) -> None:
+        """Hand tasks to Slurm, but for those that an earlier call handed over and that still wait or run."""
         tasks = list(tasks)
         if not self._begun:  # those of an earlier call that was interrupted still wait or run
             self._begun = True
@@ -94,6 +98,7 @@ class Slurm:
             logger.info("submitted %d tasks as Slurm job %s", len(part), jobs[0].job_id.partition("_")[0])
 
     def ended(self) -> list[tuple[Task, str]]:
+        """Wait a little; the tasks that are done or whose job is gone, and where its log is."""
         time.sleep(PERIOD["slurm"])
         running = alive(self._jobs.values())
         out, now = [], time.monotonic()

@@ -60,7 +60,7 @@ class Rows:
             yield from self.shard(shard)
 
     def shard(self, i: int) -> Iterator[tuple[Any, Any]]:
-        """The rows of one shard: one ``(x, y)``, or several one after the other."""
+        """The rows of shard `i`: one ``(x, y)``, or several one after the other."""
         if self._make is not None:
             made = self._make(self.spec["seeds"][i])
             if isinstance(made, tuple):
@@ -93,6 +93,10 @@ def plan(
         Of a function: one per shard.
     n_latents, n_classes : int, optional
         What every shard must have; otherwise what they do have.
+
+    Returns
+    -------
+    Planned
     """
     spec: dict[str, Any] = {"n_latents": n_latents, "n_classes": n_classes}
     if callable(shards):

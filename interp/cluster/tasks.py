@@ -139,8 +139,8 @@ def plan(
         At most; a task has at least one portion. The result does not depend on it.
     threads : int
         Torch threads of a task, the same wherever it runs, since sums are rounded as they are split.
-    **options
-        Of the job: see `interp.cluster.summary.plan`, `interp.cluster.activations.plan` and
+    **options : of the job
+        See `interp.cluster.summary.plan`, `interp.cluster.activations.plan` and
         `interp.cluster.lenses.plan`.
 
     Returns
@@ -192,6 +192,14 @@ def plan(
 
 def load(folder: str | os.PathLike[str]) -> list[Task]:
     """The tasks of a run folder, wherever it has been moved to.
+
+    Parameters
+    ----------
+    folder : path
+
+    Returns
+    -------
+    list of Task
 
     Raises
     ------

@@ -248,7 +248,7 @@ class Lenses:
         Returns
         -------
         tensor, shape (n_texts, n_lenses), float32
-            NaN for a lens whose training was stopped before it was graded.
+            NaN for a lens whose training was stopped before its baselines.
 
         Raises
         ------
@@ -334,7 +334,7 @@ class Lenses:
 
         Returns
         -------
-        tensor, shape (n_tokens, n_lenses)
+        tensor, shape (n_tokens, n_lenses), float32
             0 is the median and 1 the 95th percentile of tokens of texts that do not show the concept. Where
             none were kept (a stopped training), the logit itself.
         """
@@ -349,6 +349,13 @@ class Lenses:
         self, x: str | Sequence[str] | Activations, k: int = 3, *, model: Model | None = None
     ) -> pd.DataFrame:
         """The `k` strongest lenses of every token, by `strength`.
+
+        Parameters
+        ----------
+        x : str, list of str or Activations
+        k : int
+        model : Model, optional
+            As in `score`.
 
         Returns
         -------
@@ -386,6 +393,14 @@ class Lenses:
     def highlight(self, text: str, concept: str | None = None, *, model: Model | None = None) -> Highlight:
         """The tokens of a text, coloured by one lens, or each by its strongest lens.
 
+        Parameters
+        ----------
+        text : str
+        concept : str, optional
+            The lens; by default each token's strongest.
+        model : Model, optional
+            As in `score`.
+
         Returns
         -------
         Highlight
@@ -410,6 +425,14 @@ class Lenses:
     def concat(cls, parts: Sequence[Lenses]) -> Lenses:
         """Lenses of one model, site and pack as one set (the first part's standardisation is used for all).
 
+        Parameters
+        ----------
+        parts : sequence of Lenses
+
+        Returns
+        -------
+        Lenses
+
         Raises
         ------
         LensMismatch
@@ -422,7 +445,7 @@ class Lenses:
         return concat(parts)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``lenses.json`` and a safetensors file into a folder (see `interp.lens.files`)."""
+        """Write ``lenses.json`` and a safetensors file into a `folder` (see `interp.lens.files`)."""
         from interp.lens.files import save
 
         return save(self, folder)
@@ -436,6 +459,10 @@ class Lenses:
         folder : path
         model : Model, optional
             To score text with; refused if it is not the model of the training.
+
+        Returns
+        -------
+        Lenses
 
         Raises
         ------

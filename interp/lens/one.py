@@ -22,10 +22,16 @@ __all__ = ["Lens"]
 class Lens:
     """One lens: a view of its row in `Lenses`.
 
+    Parameters
+    ----------
+    lenses : Lenses
+        The set that it belongs to.
+    concept : str
+
     Attributes
     ----------
-    concept : str
     report : LensReport
+        What is known about it.
     """
 
     def __init__(self, lenses: Lenses, concept: str) -> None:
@@ -55,7 +61,16 @@ class Lens:
         return float(self._lenses.bias[self._k]) - float(self.weight.double() @ self._lenses.mean.double())
 
     def score(self, x: Any, **kwargs: Any) -> Tensor:
-        """Logits of this lens, ``[n_tokens]``; arguments as `Lenses.score`."""
+        """Logits of this lens.
+
+        Parameters
+        ----------
+        x, **kwargs : as in `Lenses.score`
+
+        Returns
+        -------
+        Tensor of float32, shape [n_tokens]
+        """
         return self._lenses.score(x, **kwargs)[:, self._k]
 
     def threshold(self, fpr: float, *, per: str = "token") -> float:
@@ -67,6 +82,10 @@ class Lens:
             Between 0 and 1.
         per : {"token", "text"}
             For the logits of single tokens, as `score` gives them, or of texts pooled as in the training.
+
+        Returns
+        -------
+        float
 
         Raises
         ------
@@ -93,13 +112,17 @@ class Lens:
         return float(known[rank - 1])
 
     def steering_vector(self, *, force: bool = False) -> Tensor:
-        """The direction that raises the lens's logit fastest: its gradient, of norm 1, float32 ``[width]``.
+        """The direction that raises the lens's logit fastest: its gradient, of norm 1.
 
         An A steers; a B steers with a warning; C and U need ``force=True``.
 
         Parameters
         ----------
         force : bool
+
+        Returns
+        -------
+        Tensor of float32, shape [width]
 
         Raises
         ------
@@ -127,7 +150,18 @@ class Lens:
         return self.weight / norm
 
     def dose_response(self, model: Model, texts: Sequence[str], **kwargs: Any) -> pd.DataFrame:
-        """What steering does, dose by dose: `interp.lens.steering.dose_response`."""
+        """What steering does, dose by dose: `interp.lens.steering.dose_response`.
+
+        Parameters
+        ----------
+        model : Model
+        texts : sequence of str
+        **kwargs : as in `interp.lens.steering.dose_response`
+
+        Returns
+        -------
+        DataFrame
+        """
         from interp.lens.steering import dose_response
 
         return dose_response(self, model, texts, **kwargs)

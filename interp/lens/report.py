@@ -18,7 +18,7 @@ class LensReport:
     concept, term : str
     level : int
         Ontology level.
-    grade : str
+    grade, why : str
         A, B, C, or U with the reason in `why`.
     score, score_low, score_high, auroc : float
         On the test split against siblings, held-out templates, with the two-sided 95 % interval of the score.
@@ -91,7 +91,7 @@ class LensReport:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LensReport:
-        """What `to_dict` gave; TypeError for other fields."""
+        """The report that `to_dict` made `data` of; TypeError for other fields."""
         floats = {f.name for f in fields(cls) if f.type == "float"}
         plain: dict[str, Any] = {k: math.nan if v is None and k in floats else v for k, v in data.items()}
         return cls(**plain)

@@ -58,14 +58,13 @@ def fit(
     Parameters
     ----------
     probe : Sparse1DProbe
-    x, y
-        As for ``probe.fit``.
+    x, y : as for ``probe.fit``
     paused : bool
         Hold at the first event, to step through the fit by hand.
     title : str, optional
         Heading of the monitor.
-    **kwargs
-        Passed on to ``probe.fit`` (``n_classes=``, ``iteration_hook=``, …).
+    **kwargs : as for ``probe.fit``
+        ``n_classes=``, ``iteration_hook=``, …
 
     Returns
     -------
@@ -80,7 +79,21 @@ def capture(
 ) -> Run:
     """``interp.capture(model, prompts, **kwargs)`` in the background, shown by a `CaptureMonitor`.
 
-    Parameters as in `fit`; the run's result is the ``Activations``.
+    Parameters
+    ----------
+    model : Model
+    prompts : as for `interp.capture`
+    paused : bool
+        Hold at the first event, to go batch by batch.
+    title : str, optional
+        Heading of the monitor.
+    **kwargs : as for `interp.capture`
+        ``sites=``, ``out=``, …
+
+    Returns
+    -------
+    Run
+        Its result is the ``Activations``.
     """
     from interp.capture.record import capture as job
 
@@ -92,7 +105,20 @@ def train_lenses(
 ) -> Run:
     """``interp.train_lenses(model, pack, **kwargs)`` in the background, shown by a `LensMonitor`.
 
-    Parameters as in `fit`; the run's result is the ``Lenses``.
+    Parameters
+    ----------
+    model, pack : as for `interp.train_lenses`
+    paused : bool
+        Hold at the first event, to go fit by fit.
+    title : str, optional
+        Heading of the monitor.
+    **kwargs : as for `interp.train_lenses`
+        ``site=`` above all.
+
+    Returns
+    -------
+    Run
+        Its result is the ``Lenses``.
     """
     from interp.lens.train import train_lenses as job
 

@@ -148,7 +148,22 @@ class Sparse1DProbe:
         return {name: getattr(self, name) for name in self._names()}
 
     def set_params(self, **params: Any) -> Sparse1DProbe:
-        """Set parameters by name; unknown names raise ``ValueError``."""
+        """Set parameters by name.
+
+        Parameters
+        ----------
+        **params : as in the constructor
+
+        Returns
+        -------
+        Sparse1DProbe
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            For a name that the constructor does not have.
+        """
         for name, value in params.items():
             if name not in self._names():
                 raise ValueError(f"unknown parameter {name!r}; there are {', '.join(self._names())}")
@@ -235,6 +250,10 @@ class Sparse1DProbe:
     def iter_fit(self, x: Any, y: Any = None, *, n_classes: int | None = None) -> Iterator[Event]:
         """`fit` as a generator of its events: step by hand, break to stop; what is fitted so far stays.
 
+        Parameters
+        ----------
+        x, y, n_classes : as in `fit`
+
         Yields
         ------
         Event
@@ -243,6 +262,17 @@ class Sparse1DProbe:
 
     def fit_summary(self, summary: LatentSummary, *, iteration_hook: Any = None) -> Sparse1DProbe:
         """Fit from a summary alone (a merged one, say). Pairs it is too coarse for get ``needs_polish``.
+
+        Parameters
+        ----------
+        summary : LatentSummary
+        iteration_hook : callable or list of callable, optional
+            As in `fit`.
+
+        Returns
+        -------
+        Sparse1DProbe
+            Itself.
 
         Raises
         ------
@@ -257,7 +287,23 @@ class Sparse1DProbe:
         return self
 
     def polish(self, x: Any, y: Any = None) -> Sparse1DProbe:
-        """Finish the pairs with status ``needs_polish`` on the raw events (the rows of the summary)."""
+        """Finish the pairs with status ``needs_polish`` on the raw events.
+
+        Parameters
+        ----------
+        x, y : as in `fit`
+            The rows of the summary, once more.
+
+        Returns
+        -------
+        Sparse1DProbe
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If the rows are not those of the summary.
+        """
         self._check_fitted()
         device, _ = self._where()
         polish(self._state, x, y, self._fitted_summary(), self._rules(), device)
@@ -336,7 +382,7 @@ class Sparse1DProbe:
 
     @property
     def status_(self) -> np.ndarray:
-        """Status of each pair as text, [n_latents, n_classes]."""
+        """Status of each pair, str [n_latents, n_classes]."""
         return np.array(STATUS)[self._check_fitted().codes]
 
     @property
@@ -363,8 +409,8 @@ class Sparse1DProbe:
 
         Parameters
         ----------
-        x, y
-            As in `fit` (a generator cannot be read twice and is refused).
+        x, y : as in `fit`
+            A generator cannot be read twice and is refused.
         pairs : array of int, shape [n_pairs, 2], optional
             (latent, class) pairs; default all.
 
@@ -382,6 +428,10 @@ class Sparse1DProbe:
         From a summary of the data, and on the raw events for pairs whose error bound exceeds
         1e-9 + 1e-7·loss.
 
+        Parameters
+        ----------
+        x, y : as in `fit`
+
         Returns
         -------
         ndarray of float64, shape [n_latents, n_classes]
@@ -390,17 +440,44 @@ class Sparse1DProbe:
         return losses.exact_losses(x, y, self.coef_, self.intercept_)
 
     def confusion(self, x: Any, y: Any = None, threshold: float = 0.5) -> Confusion:
-        """Exact counts tp, fp, tn, fn of every pair, int64 [n_latents, n_classes]."""
+        """Exact counts of every pair on these data.
+
+        Parameters
+        ----------
+        x, y : as in `fit`
+        threshold : float
+            Probability above which a row is predicted positive, in (0, 1).
+
+        Returns
+        -------
+        Confusion
+            A named tuple of tp, fp, tn, fn: int64 [n_latents, n_classes] each.
+        """
         self._check_fitted()
         return confusion.confusion(x, y, self.coef_, self.intercept_, threshold)
 
     def metrics(self, x: Any, y: Any = None, threshold: float = 0.5) -> ProbeMetrics:
-        """Every metric of every pair on these data: nll, R, AUROC, AP, F1 … (see `ProbeMetrics`)."""
+        """Every metric of every pair on these data: nll, R, AUROC, AP, F1 …
+
+        Parameters
+        ----------
+        x, y : as in `fit`
+        threshold : float
+            Probability above which a row is predicted positive, in (0, 1).
+
+        Returns
+        -------
+        ProbeMetrics
+        """
         self._check_fitted()
         return metrics.measure(x, y, self.coef_, self.intercept_, threshold)
 
     def best_latents(self, k: int = 1) -> pd.DataFrame:
         """The `k` latents with the lowest training loss for each class.
+
+        Parameters
+        ----------
+        k : int
 
         Returns
         -------
@@ -431,7 +508,19 @@ class Sparse1DProbe:
     # ------------------------------------------------------------------------------------ on disk
 
     def write_metrics(self, path: str | os.PathLike[str], x: Any, y: Any = None) -> Path:
-        """Write ``probe1d_metrics.npz``: loss, weights, biases, tp, fp, tn and fn on these data."""
+        """Write ``probe1d_metrics.npz``: loss, weights, biases, tp, fp, tn and fn on these data.
+
+        Parameters
+        ----------
+        path : path
+            The file, replaced if it is there.
+        x, y : as in `fit`
+
+        Returns
+        -------
+        Path
+            The file.
+        """
         counts = self.confusion(x, y)
         return write_metrics_npz(
             path,
@@ -442,7 +531,18 @@ class Sparse1DProbe:
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write parameters and fitted state (no data) as one safetensors file, whole or not at all."""
+        """Write parameters and fitted state (no data) as one safetensors file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+            The file, replaced if it is there.
+
+        Returns
+        -------
+        Path
+            The file.
+        """
         state = self._check_fitted()
         meta = {
             "params": {k: _plain(v) for k, v in self.get_params().items()},
@@ -453,7 +553,15 @@ class Sparse1DProbe:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Sparse1DProbe:
-        """Read a probe written by `save`. It predicts, certifies and ranks; to go on fitting, `fit` anew.
+        """Read a probe written by `save`. It certifies, measures and ranks; to go on fitting, `fit` anew.
+
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        Sparse1DProbe
 
         Raises
         ------

@@ -30,9 +30,9 @@ class Certificate(NamedTuple):
     ----------
     pairs : ndarray of int64, shape [n_pairs, 2], or None
         (latent, class) of each entry; None: all, and the arrays have shape [n_latents, n_classes].
-    grad_b, grad_w : ndarray of float64
+    grad_b, grad_w : ndarray of float64, shape [n_pairs] or [n_latents, n_classes]
         ∂L/∂b and ∂L/∂w.
-    scaled : ndarray of float64
+    scaled : ndarray of float64, of the same shape
         max(\\|∂L/∂b\\|, \\|∂L/∂w\\| / q), the gradient in the latent's own unit q (RMS of its non-zeros).
     """
 
@@ -52,7 +52,21 @@ class Certificate(NamedTuple):
 def make_problem(
     summary: LatentSummary, latents: np.ndarray, moments: tuple, *, device: torch.device, dtype: Any
 ) -> Problem:
-    """The statistics of some latents, in units of their RMS q; `moments` are ``summary.moments()``."""
+    """The statistics of some latents, in units of their RMS q.
+
+    Parameters
+    ----------
+    summary : LatentSummary
+    latents : ndarray of int, shape [n_rows]
+    moments : tuple of ndarray, shapes as of ``summary.moments()``
+    device : torch.device
+    dtype : torch.dtype
+        Of the tensors.
+
+    Returns
+    -------
+    Problem
+    """
     sums, low, high = (of_all[latents] for of_all in moments)
     q = rms(sums)
 
@@ -97,8 +111,14 @@ def polish_pairs(
 
     Parameters
     ----------
+    x, y : as in `Sparse1DProbe.fit`
+        The rows of the summary.
+    summary : LatentSummary
     pairs : ndarray of bool, shape [n_latents, n_classes]
-    coef, intercept : ndarray, shape [n_latents, n_classes]
+    coef, intercept : ndarray of float64, shape [n_latents, n_classes]
+        Where to go on from.
+    rules : Rules
+    device : torch.device
 
     Yields
     ------
@@ -155,12 +175,18 @@ def exact_gradient(
 
     Parameters
     ----------
-    x, y
-        As in `fit`; shards are read twice, once to count.
+    x, y : as in `Sparse1DProbe.fit`
+        Shards are read twice, once to count.
     coef, intercept : ndarray of float64, shape [n_latents, n_classes]
     ridge : float
     pairs : ndarray of int, shape [n_pairs, 2], optional
         (latent, class); default all pairs.
+    device : torch.device, optional
+        The CPU by default.
+
+    Returns
+    -------
+    Certificate
     """
     if y is None and not can_iterate_again(x):
         raise ValueError("certify reads x twice: give a list (or any re-iterable) of shards, not a generator")

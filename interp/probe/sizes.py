@@ -87,6 +87,21 @@ def auto_sizes(
     A slab is as wide as an iteration of a tenth of a second allows (a stop takes effect between
     iterations), but the classes make at least eight slabs. A block has as many latents as make the
     working set that was measured to be the fastest.
+
+    Parameters
+    ----------
+    n_nodes, n_latents, n_classes : int
+        Of the problem; `n_nodes` of all latents together.
+    class_slab_size, latent_block_size : int or "auto"
+        A number is kept (cut to the number of classes).
+    device : torch.device
+    dtype : torch.dtype
+        Where and in which precision the evaluations run.
+
+    Returns
+    -------
+    tuple of (int, int)
+        class_slab_size, latent_block_size.
     """
     elements, ns = tuned_block_elements(device, dtype)
     slab = class_slab_size
@@ -116,15 +131,16 @@ def measure_blocks(
 
     Parameters
     ----------
-    x, y
-        As in `Sparse1DProbe.fit`; or a `LatentSummary` as `x`, with no `y`.
+    x, y : as in `Sparse1DProbe.fit`
+        Or a `LatentSummary` as `x`, with no `y`.
     class_slab_sizes, latent_block_sizes : sequence of int
         The grid.
     repeats : int
         Evaluations per setting, after one to warm up.
     max_latents : int
         At most this many latents are used, evenly spaced.
-    device, dtype
+    device : str or torch.device
+    dtype : torch.dtype
         Where and in which precision the evaluations run.
 
     Returns
@@ -176,6 +192,14 @@ def measure_row_batches(
     x: Any, y: Any, *, row_batch_sizes: Sequence[int], repeats: int = 3
 ) -> list[dict[str, float]]:
     """Nanoseconds per event of the summary pass for each `row_batch_size`, on your own data.
+
+    Parameters
+    ----------
+    x, y : as in `Sparse1DProbe.fit`
+    row_batch_sizes : sequence of int
+        What to try.
+    repeats : int
+        Passes per size.
 
     Returns
     -------

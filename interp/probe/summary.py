@@ -195,11 +195,24 @@ class LatentSummary:
         )
 
     def add_shard(self, shard: Shard, *, row_batch_size: int | None = None) -> LatentSummary:
-        """`add` for rows that are checked already."""
+        """`add` for a `shard` that is checked already; `row_batch_size` as in `add`."""
         return self.add_shards([shard], row_batch_size=row_batch_size)
 
     def add_shards(self, shards: Iterable[Shard], *, row_batch_size: int | None = None) -> LatentSummary:
-        """`add` for many shards that are checked already: one is sorted by latent while another is summed."""
+        """`add` for many checked shards: one is sorted by latent while another is summed.
+
+        Parameters
+        ----------
+        shards : iterable of Shard
+            From `interp.probe.data.check_shard`.
+        row_batch_size : int, optional
+            As in `add`.
+
+        Returns
+        -------
+        LatentSummary
+            Itself.
+        """
         batches = (part for shard in shards for part in _row_batches(shard, row_batch_size))
         with ThreadPoolExecutor(1) as pool:
             waiting = None
@@ -233,7 +246,18 @@ class LatentSummary:
             self._bins[sign].cover(_key(smallest, values.dtype), _key(largest, values.dtype))
 
     def add_columns(self, x: sp.csc_array, y: Any) -> LatentSummary:
-        """`add` for checked rows that are sorted by latent already, a cacheful of events at a time."""
+        """`add` for checked rows that are sorted by latent already, a cacheful of events at a time.
+
+        Parameters
+        ----------
+        x : csc_array of float32 or float64, shape [n_rows, n_latents]
+        y : ndarray of int, shape [n_rows], or csr_array of bool, shape [n_rows, n_classes]
+
+        Returns
+        -------
+        LatentSummary
+            Itself.
+        """
         multi_label = sp.issparse(y)
         self._grow_classes(y.shape[1] if multi_label else int(y.max(initial=-1)) + 1)
         self._make_room(x.data)
@@ -266,6 +290,16 @@ class LatentSummary:
 
     def merge(self, other: LatentSummary) -> LatentSummary:
         """Add another summary to this one; associative and commutative up to rounding.
+
+        Parameters
+        ----------
+        other : LatentSummary
+            Of the same latents; it is left as it is.
+
+        Returns
+        -------
+        LatentSummary
+            Itself.
 
         Raises
         ------
@@ -329,6 +363,15 @@ class LatentSummary:
         μ + t where t² − γt − v = 0, weighted so that the first four moments match (Golub and Welsch
         1969 for two points). A bin whose values are all equal has one node. A bin with at most two
         events is represented exactly.
+
+        Parameters
+        ----------
+        start, stop : int
+            Range of latents; all by default.
+
+        Returns
+        -------
+        NodeBlock
         """
         stop = self.n_latents if stop is None else stop
         groups = [
@@ -340,7 +383,7 @@ class LatentSummary:
     # ------------------------------------------------------------------------------- on disk
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one safetensors file, whole or not at all. Only occupied bins are stored."""
+        """Write one safetensors file at `path`, whole or not at all. Only occupied bins are stored."""
         tensors = {
             "n_events": self.n_events,
             "class_counts": self.class_counts,
@@ -361,6 +404,14 @@ class LatentSummary:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LatentSummary:
         """Read a file written by `save`.
+
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        LatentSummary
 
         Raises
         ------
