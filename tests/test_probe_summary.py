@@ -12,7 +12,10 @@ from probe_data import hard_sets, problem, problems
 from probe_reference import dense, sigmoid, unit
 
 from interp.probe import LatentSummary
+from interp.probe.data import check_shard
 from interp.probe.exact import rms
+from interp.probe.summary import _batches
+from interp.threads import torch_threads
 
 
 def same(a: LatentSummary, b: LatentSummary, rtol: float = 1e-12) -> None:
@@ -222,3 +225,20 @@ def test_repr_says_how_much_is_in_it() -> None:
     assert repr(LatentSummary(12, 7).add(x, y)) == (
         f"LatentSummary(12 latents × 7 classes, 600 rows, {x.nnz:,} events)"
     )
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_small_shards_are_the_rows_they_are(multi_label: bool, threads: int) -> None:
+    """Small ones are put together before they are sorted, a large one among them is not."""
+    x, y = problem(5)
+    labels = sp.csr_array(np.eye(7)[y]) if multi_label else y
+    big = sp.csr_array(sp.vstack([x] * 200))
+    repeated = sp.csr_array(sp.vstack([labels] * 200)) if multi_label else np.tile(y, 200)
+    rows = [slice(k, k + 7) for k in range(0, 600, 7)]
+    parts = [check_shard(x[r], labels[r]) for r in rows]
+    parts.insert(40, check_shard(big, repeated))
+    with torch_threads(threads):
+        found = LatentSummary(12, 7).add_shards(parts)
+    same(found, LatentSummary(12, 7).add(x, labels).merge(LatentSummary(12, 7).add(big, repeated)))
+    assert sum(1 for _ in _batches(parts, 12, None)) == 2

@@ -26,7 +26,12 @@ _GROUP = 128
 
 
 class Confusion(NamedTuple):
-    """Counts of every pair, int64 ``[n_latents, n_classes]``; positive is what has p > threshold."""
+    """Counts of every pair; positive is what has p > threshold.
+
+    Attributes
+    ----------
+    tp, fp, tn, fn : ndarray of int64, shape [n_latents, n_classes]
+    """
 
     tp: np.ndarray
     fp: np.ndarray
@@ -39,11 +44,15 @@ def confusion(x: Any, y: Any, coef: np.ndarray, intercept: np.ndarray, threshold
 
     Parameters
     ----------
-    x, y
-        As in `Sparse1DProbe.fit`; read once.
+    x, y : as in `Sparse1DProbe.fit`
+        Read once.
     coef, intercept : ndarray of float64, shape [n_latents, n_classes]
     threshold : float
         Probability above which a row is predicted positive, in (0, 1).
+
+    Returns
+    -------
+    Confusion
     """
     if not 0.0 < threshold < 1.0:
         raise ValueError(f"threshold must lie in (0, 1), got {threshold}")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["Shard", "check_shard", "columns", "latent_blocks", "shards"]
+__all__ = ["Shard", "check_indices", "check_shard", "columns", "latent_blocks", "shards", "stack_labels"]
 
 #: Smaller values count as zeros: below it a float32 loses its precision, and with it the bins theirs.
 _TINY = 2.0**-126
@@ -30,6 +30,7 @@ class Shard(NamedTuple):
 
     @property
     def n_rows(self) -> int:
+        """Labelled rows."""
         return self.x.shape[0]
 
     def n_classes(self) -> int:
@@ -183,8 +184,14 @@ def shards(
     ----------
     x : matrix, or iterable of (x, y) pairs
         A matrix comes with `y`; an iterable of row shards brings its own labels.
+    y : labels, optional
+        As in `check_shard`.
     n_classes, n_latents : int, optional
         What every shard must have.
+
+    Yields
+    ------
+    Shard
     """
     if y is not None or not _is_iterable_of_shards(x):
         if y is None:
@@ -229,12 +236,14 @@ def columns(
 
     Parameters
     ----------
-    x, y
-        As for `shards`. Shards that can be read again are read once per 2²⁶ events, so that no more than
+    x, y : as for `shards`
+        Shards that can be read again are read once per 2²⁶ events, so that no more than
         that is ever held; a generator is read once and held whole.
     n_latents : int
         Columns that `x` must have.
-    latents : ndarray of int, optional
+    n_classes : int, optional
+        Classes that the labels must have.
+    latents : ndarray of int, shape [n], optional
         Only these columns; positions below then refer to this list.
     n_events : int
         About how many events to yield at a time.
@@ -243,7 +252,7 @@ def columns(
     ------
     first : int
         Position of the first latent of the block.
-    block : csc_array, shape [n_rows, n_in_block]
+    block : csc_array of float32 or float64, shape [n_rows, n_in_block]
     labels : ndarray of int32, shape [n_rows], or csr_array, shape [n_rows, n_classes]
     """
     wanted = np.arange(n_latents) if latents is None else np.asarray(latents)
@@ -265,14 +274,14 @@ def columns(
             parts.append(part.tocsc())
             labels.append(shard.y)
         many = sp.csc_array(sp.vstack(parts, format="csc")) if len(parts) > 1 else parts[0]
-        y_all = labels[0] if len(labels) == 1 else (_stack_labels(labels))
+        y_all = labels[0] if len(labels) == 1 else (stack_labels(labels))
         for first, stop in latent_blocks(many.indptr, n_events):
             begin, end = int(many.indptr[first]), int(many.indptr[stop])
             views = many.data[begin:end], many.indices[begin:end], many.indptr[first : stop + 1] - begin
             yield start + first, sp.csc_array(views, shape=(many.shape[0], stop - first)), y_all
 
 
-def _stack_labels(labels: list[Any]) -> Any:
+def stack_labels(labels: list[Any]) -> Any:
     return sp.csr_array(sp.vstack(labels)) if sp.issparse(labels[0]) else np.concatenate(labels)
 
 

@@ -69,6 +69,7 @@ class Fitted:
         )
 
     def status_counts(self) -> dict[str, int]:
+        """How many pairs have each status."""
         codes, counts = np.unique(self.codes, return_counts=True)
         return {STATUS[c]: int(n) for c, n in zip(codes, counts, strict=True)}
 
@@ -109,8 +110,8 @@ class Fit:
     ----------
     summary : LatentSummary
         Of all the data.
-    x, y
-        The data themselves, if they can be read again; else None.
+    x, y : as in `Sparse1DProbe.fit`, or None
+        The data themselves, if they can be read again.
     rules : Rules
     method : {"summary", "events"}
     sizes : tuple of (class_slab_size, latent_block_size)

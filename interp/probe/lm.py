@@ -30,19 +30,19 @@ __all__ = ["Step", "certified_decrease", "choose", "decrement", "descend", "prop
 
 
 class Step(NamedTuple):
-    """A proposed step of each pair. All tensors have shape ``[n_pairs]``.
+    """A proposed step of each pair.
 
     Attributes
     ----------
-    db, dw : Tensor
+    db, dw : Tensor of float, shape [n_pairs]
         Change of the intercept and of the slope (in units of 1/q).
-    slope : Tensor
+    slope : Tensor of float, shape [n_pairs]
         −g·d, the rate of descent along the step; positive where the step descends.
-    curvature : Tensor
+    curvature : Tensor of float, shape [n_pairs]
         d·H·d at the start of the step.
-    delta : Tensor
+    delta : Tensor of float, shape [n_pairs]
         Largest change of a logit.
-    clipped : Tensor of bool
+    clipped : Tensor of bool, shape [n_pairs]
         Whether the step was shortened to the logit budget.
     """
 
@@ -89,6 +89,10 @@ def propose(
         Range of the latent's values in units of q, zero included.
     delta_logit : float
         Largest change of a logit that a step may make.
+
+    Returns
+    -------
+    Step
     """
     grow = 1.0 + lam
     db, dw = _solve2(h[0] * grow, h[1], h[2] * grow, -g[0], -g[1])
@@ -156,9 +160,16 @@ def certified_decrease(step: Step, g_new: Tensor, h_new: Tensor) -> Tensor:
     2. a − s₀·((e^{δ} − 1)/δ − 1)/δ: curvature growing from the start as fast as it can;
     3. −b + s₁·(1 − (1 − e^{−δ})/δ)/δ: curvature at least what it must have been to reach s₁.
 
+    Parameters
+    ----------
+    step : Step
+    g_new : Tensor, shape [2, n_pairs]
+    h_new : Tensor, shape [3, n_pairs]
+        Gradient and Hessian at the step's end.
+
     Returns
     -------
-    Tensor, shape [n_pairs]
+    Tensor of float, shape [n_pairs]
         Positive where the step is proven to lower the loss; NaN where an input is NaN.
     """
     a, d = step.slope, step.delta.clamp(min=1e-6)
@@ -180,11 +191,23 @@ def shrink_or_grow(
 ) -> tuple[Tensor, Tensor]:
     """Accept or reject each step and move its damping.
 
+    Parameters
+    ----------
+    lam : Tensor, shape [n_pairs]
+        Damping so far.
+    step : Step
+    g_new : Tensor, shape [2, n_pairs]
+        Gradient at the step's end.
+    decrease : Tensor, shape [n_pairs]
+        From `certified_decrease`.
+    lam_shrink, lam_grow : float
+        Factors of the damping after a good and after a bad step.
+
     Returns
     -------
-    accepted : Tensor of bool
+    accepted : Tensor of bool, shape [n_pairs]
         Steps whose certified decrease is positive.
-    lam : Tensor
+    lam : Tensor of float, shape [n_pairs]
         Shrunk where the step did at least half of what the quadratic model predicted, grown where it
         did less than a tenth or was rejected. What it did is judged by the mean of the two end slopes:
         the certificate is a lower bound, too careful to steer by where far logits move a long way.
@@ -200,6 +223,9 @@ def shrink_or_grow(
 
 
 def decrement(g: Tensor, h: Tensor) -> Tensor:
-    """Half the squared Newton decrement, ½ gᵀH⁻¹g: what the loss can still fall, to second order."""
+    """Half the squared Newton decrement, ½ gᵀH⁻¹g: what the loss can still fall, to second order.
+
+    Of gradients `g` [2, n_pairs] and Hessians `h` [3, n_pairs]; float, [n_pairs].
+    """
     db, dw = _solve2(h[0], h[1], h[2], g[0], g[1])
     return 0.5 * (g[0] * db + g[1] * dw)

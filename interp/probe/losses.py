@@ -37,6 +37,11 @@ def base_losses(class_counts: np.ndarray, n_rows: int) -> np.ndarray:
 def losses(summary: LatentSummary, coef: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean negative log-likelihood of every pair by the summary's nodes, and a bound of its error.
 
+    Parameters
+    ----------
+    summary : LatentSummary
+    coef, intercept : ndarray of float64, shape [n_latents, n_classes]
+
     Returns
     -------
     nll, error : ndarray of float64, shape [n_latents, n_classes]
@@ -53,7 +58,17 @@ def losses(summary: LatentSummary, coef: np.ndarray, intercept: np.ndarray) -> t
 
 
 def exact_losses(x: Any, y: Any, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-    """`losses`, with every pair whose error bound exceeds 1e-9 + 1e-7·nll recomputed on the raw events."""
+    """`losses`, with every pair whose error bound exceeds 1e-9 + 1e-7·nll recomputed on the raw events.
+
+    Parameters
+    ----------
+    x, y : as in `Sparse1DProbe.fit`
+    coef, intercept : ndarray of float64, shape [n_latents, n_classes]
+
+    Returns
+    -------
+    ndarray of float64, shape [n_latents, n_classes]
+    """
     if y is None and not can_iterate_again(x):
         x = list(x)
     n_latents, n_classes = coef.shape
@@ -86,6 +101,10 @@ def block_losses(
     coef, intercept : ndarray of float64, shape [n_latents, n_classes]
     elements : int
         Working set of an evaluation.
+
+    Returns
+    -------
+    ndarray of float64, shape [n_latents, n_classes]
     """
     summary = LatentSummary(*coef.shape).add_columns(block, labels)
     every = slice(0, len(coef))

@@ -26,24 +26,24 @@ _BLOCK = 1 << 17
 
 @dataclass(frozen=True)
 class ProbeMetrics:
-    """Metrics of every pair on one data set; all arrays have shape ``[n_latents, n_classes]``.
+    """Metrics of every pair on one data set.
 
     Attributes
     ----------
-    nll : ndarray of float64
+    nll : ndarray of float64, shape [n_latents, n_classes]
         Mean negative log-likelihood, in nats.
     nll_base : ndarray of float64, shape [n_classes]
         The same of the constant prediction at the class's prevalence in these data.
-    r : ndarray of float64
+    r : ndarray of float64, shape [n_latents, n_classes]
         1 − nll / nll_base; NaN for a class without rows, or on every row.
-    auroc, ap : ndarray of float64
+    auroc, ap : ndarray of float64, shape [n_latents, n_classes]
         Area under the ROC curve, and average precision Σ (R_k − R_{k−1}) P_k, with ties as one threshold
         (scikit-learn's definitions); NaN where they are not defined.
-    tp, fp, tn, fn : ndarray of int64
+    tp, fp, tn, fn : ndarray of int64, shape [n_latents, n_classes]
         Confusion at the threshold.
-    precision, recall, f1 : ndarray of float64
+    precision, recall, f1 : ndarray of float64, shape [n_latents, n_classes]
         At the threshold; 0 where nothing is predicted.
-    best_f1 : ndarray of float64
+    best_f1 : ndarray of float64, shape [n_latents, n_classes]
         The largest F1 that any threshold reaches.
     n_rows : int
     threshold : float
@@ -85,11 +85,14 @@ def measure(x: Any, y: Any, coef: np.ndarray, intercept: np.ndarray, threshold: 
 
     Parameters
     ----------
-    x, y
-        As in `Sparse1DProbe.fit`.
+    x, y : as in `Sparse1DProbe.fit`
     coef, intercept : ndarray of float64, shape [n_latents, n_classes]
     threshold : float
         Probability above which a row is predicted positive, in (0, 1).
+
+    Returns
+    -------
+    ProbeMetrics
     """
     if y is None and not can_iterate_again(x):
         x = list(x)

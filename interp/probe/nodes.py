@@ -29,11 +29,11 @@ class Bucket(NamedTuple):
     ----------
     rows : ndarray of int64, shape [r]
         Which rows of the node set these are.
-    x1 : Tensor, shape [r, 2, k]
+    x1 : Tensor of float, shape [r, 2, k]
         Ones and node positions, in units of q: logits are ``[b, w̃] @ x1``.
-    m : Tensor, shape [r, k, 3]
+    m : Tensor of float, shape [r, k, 3]
         Weights times 1, x̃ and x̃².
-    e : Tensor, shape [r, k] or None
+    e : Tensor of float, shape [r, k] or None
         Error weights m·(h/q)⁴/96 of the quadrature rule; None for raw events.
     """
 
@@ -58,6 +58,9 @@ class Nodes:
         Unit of each row.
     e : ndarray, shape [n_nodes], optional
         Error weights (see `interp.probe.summary.NodeBlock`), in the units of x.
+    device : torch.device
+    dtype : torch.dtype
+        Where the nodes are kept, and in which precision.
     """
 
     def __init__(
@@ -131,6 +134,10 @@ class Nodes:
         n_classes : int
         block_elements : int
             (node, pair) products per block: the working set.
+
+        Returns
+        -------
+        Layout
         """
         return Layout(self, pairs, n_classes, block_elements)
 
@@ -213,12 +220,16 @@ class Layout:
         return torch.empty(len(self._where), n_columns, dtype=self.dtype, device=self.device)
 
     def sums(self, b: Tensor, w: Tensor) -> Tensor:
-        """Σ m σ, Σ m x̃ σ, Σ m σ', Σ m x̃ σ', Σ m x̃² σ' of every pair, shape [5, n_active].
+        """Σ m σ, Σ m x̃ σ, Σ m σ', Σ m x̃ σ', Σ m x̃² σ' of every pair.
 
         Parameters
         ----------
         b, w : Tensor, shape [n_active]
             Intercepts and slopes (in units of 1/q).
+
+        Returns
+        -------
+        Tensor of the dtype of `b`, shape [5, n_active]
         """
         theta, of_s, of_ss = self._spread(b, w), self._results(3), self._results(3)
         _evaluate(theta, *self._lists, self._products, self._values, of_s, of_ss)
@@ -226,7 +237,7 @@ class Layout:
         return torch.cat((of_s[:2], of_s - of_ss))
 
     def losses(self, b: Tensor, w: Tensor) -> Tensor:
-        """Σ m softplus(b + w̃ x̃) of every pair, shape [n_active]."""
+        """Σ m softplus(b + w̃ x̃) of every pair, shape [n_active], of the dtype of `b`."""
         theta, total = self._spread(b, w), self._results(1)
         for bucket, at, slots, (r, c, _) in self.blocks:
             x1, m = bucket.x1[at], bucket.m[at]
@@ -236,7 +247,7 @@ class Layout:
         return total.view(-1)[self._place].to(b.dtype)
 
     def rule_errors(self, b: Tensor, w: Tensor) -> Tensor:
-        r"""Bounds on the error of the 2-point rule in n·∂L/∂b and n·∂L/∂w̃, shape [2, n_active].
+        r"""Bounds on the error of the 2-point rule in n·∂L/∂b and n·∂L/∂w̃, float, shape [2, n_active].
 
         The first also bounds the error in n·L, whose fourth derivative is w⁴σ'''. For a bin of half-width h
         and m values, the rule's error on f is at most m h⁴ max|f''''| / 96 (the

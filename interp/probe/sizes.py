@@ -17,8 +17,9 @@ from interp.threads import n_threads, shared
 
 __all__ = ["auto_sizes", "measure_blocks", "measure_row_batches", "tuned_block_elements"]
 
-#: An automatic class slab aims at iterations of this length, so that a stop is prompt and a picture moves.
-_ITERATION_SECONDS = 0.1
+#: An automatic class slab aims at iterations of this length: short, so that a stop is prompt and a picture
+#: moves; not shorter, since evaluations of a few classes at a time cost two to three times as much.
+_ITERATION_SECONDS = 0.25
 #: … and at no fewer slabs than this, where there are enough classes.
 _MIN_SLABS = 8
 
@@ -84,7 +85,7 @@ def auto_sizes(
 ) -> tuple[int, int]:
     """Classes per slab and latents per block, where they are "auto".
 
-    A slab is as wide as an iteration of a tenth of a second allows (a stop takes effect between
+    A slab is as wide as an iteration of a quarter second allows (a stop takes effect between
     iterations), but the classes make at least eight slabs. A block has as many latents as make the
     working set that was measured to be the fastest.
 

@@ -40,15 +40,15 @@ class Problem(NamedTuple):
     ----------
     n : int
         Rows of the data.
-    n_zero : Tensor, shape [n_rows]
+    n_zero : Tensor of float, shape [n_rows]
         Rows at which the latent is zero.
-    moments : Tensor, shape [n_rows, 3]
+    moments : Tensor of float, shape [n_rows, 3]
         Number, sum and sum of squares of x̃ over the non-zeros.
-    x_low, x_high, q : Tensor, shape [n_rows]
+    x_low, x_high, q : Tensor of float, shape [n_rows]
         Range of x̃ (zero included) and unit of each latent.
-    label_sums : Tensor, shape [n_rows, n_classes]
+    label_sums : Tensor of float, shape [n_rows, n_classes]
         S̃ = S / q.
-    class_counts : Tensor, shape [n_classes]
+    class_counts : Tensor of float, shape [n_classes]
         N_c.
     """
 
@@ -97,7 +97,7 @@ class Part:
     ----------
     b, w, lam : Tensor of float64, shape [n_pairs]
         Intercepts, slopes (in units of 1/q) and damping, as of the last `gather`.
-    g, h : Tensor, shape [2, n_pairs] and [3, n_pairs]
+    g, h : Tensor of float64, shape [2, n_pairs] and [3, n_pairs]
         Gradient and Hessian.
     n_iter, n_fail, status : Tensor of int32, int32 and int8, shape [n_pairs]
     inert : Tensor of bool, shape [n_pairs]
@@ -157,14 +157,17 @@ class Part:
 
     @property
     def n_pairs(self) -> int:
+        """Pairs of the part, inert ones included."""
         return self.shape[0] * self.shape[1]
 
     @property
     def n_active(self) -> int:
+        """Pairs that still iterate."""
         return int(self._active.live.sum())
 
     @property
     def done(self) -> bool:
+        """Whether no pair iterates any more, or none may."""
         return self.iteration >= self.rules.max_iter or self.n_active == 0
 
     def iterate(self) -> Iteration:
@@ -355,22 +358,27 @@ class Slab:
 
     @property
     def n_pairs(self) -> int:
+        """Pairs of the slab, inert ones included."""
         return sum(part.n_pairs for part in self.parts)
 
     @property
     def n_inert(self) -> int:
+        """Pairs that had converged before the first step."""
         return sum(int(part.inert.sum()) for part in self.parts)
 
     @property
     def n_active(self) -> int:
+        """Pairs that still iterate."""
         return sum(part.n_active for part in self.parts)
 
     @property
     def iteration(self) -> int:
+        """Iterations done so far."""
         return max((part.iteration for part in self.parts), default=0)
 
     @property
     def done(self) -> bool:
+        """Whether every part is done."""
         return all(part.done for part in self.parts)
 
     def iterate(self) -> Iteration:

@@ -59,7 +59,7 @@ class Active(NamedTuple):
 def derivatives(
     a: Active, b: Tensor, w: Tensor, sums: Tensor, n: float, ridge: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradient [2, ·] and Hessian [3, ·] from the sums over the non-zeros (equation in `lm`)."""
+    """Gradient [2, ·] and Hessian [3, ·] from the sums over the non-zeros (equation in `lm`), float."""
     p = torch.sigmoid(b)
     zeros = a.n_zero * p
     g = torch.stack(
@@ -119,12 +119,26 @@ def judged(
 ) -> tuple[Active, Tensor, Tensor, Tensor]:
     """Where the pairs are after `step`, at whose end the sums are `sums`.
 
+    Parameters
+    ----------
+    a : Active
+    step : Step
+    sums : Tensor, shape [5, n_active]
+        Of `interp.probe.nodes.Layout.sums`, at the step's end.
+    n : float
+        Rows of the data.
+    tol, ridge, lam_init, lam_shrink, lam_grow, delta_logit : float
+    max_retries : int
+        See `interp.Sparse1DProbe`.
+    code_converged, code_failed : int
+        What `Active.status` gets.
+
     Returns
     -------
     active : Active
     counts : Tensor of int64, shape [4]
         Pairs still live, failed, rejected and clipped.
-    lam, g : Tensor
+    lam, g : Tensor of float, shape [n_active] and [2, n_active]
         Damping and gradient after the step.
     """
     b, w = a.b + step.db, a.w + step.dw

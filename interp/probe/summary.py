@@ -10,16 +10,17 @@ integrates every cubic exactly. All of it adds up: over shards, files, processes
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
-from interp.probe.data import Shard, check_shard, latent_blocks
+from interp.probe.data import Shard, check_shard, latent_blocks, stack_labels
 from interp.probe.files import read_safetensors, write_safetensors
+from interp.threads import n_threads, shared
 
 __all__ = ["LatentSummary", "NodeBlock"]
 
@@ -177,7 +178,7 @@ class LatentSummary:
         x : sparse matrix, shape [n_rows, n_latents]
         y : integer array, shape [n_rows], or sparse multi-label matrix, shape [n_rows, n_classes]
         row_batch_size : int, optional
-            Rows sorted by latent at a time; by default 512 events per latent (at most 400 MB at work).
+            Rows sorted by latent at a time; by default those of 512 events per latent, 2²⁵ events at most.
 
         Returns
         -------
@@ -213,17 +214,62 @@ class LatentSummary:
         LatentSummary
             Itself.
         """
-        batches = (part for shard in shards for part in _row_batches(shard, row_batch_size))
-        with ThreadPoolExecutor(1) as pool:
-            waiting = None
-            for batch in batches:
-                converting = pool.submit(batch.x.tocsc)
-                if waiting is not None:
-                    self.add_columns(waiting[0].result(), waiting[1])
-                waiting = converting, batch.y
-            if waiting is not None:
-                self.add_columns(waiting[0].result(), waiting[1])
+        threads = n_threads()
+        batches = _batches(shards, self.n_latents, row_batch_size)
+        for x, y in shared(_by_latent, batches, threads):
+            self._add_columns(x, y, threads)
         return self
+
+    def add_columns(self, x: sp.csc_array, y: Any) -> LatentSummary:
+        """`add` for checked rows that are sorted by latent already, in the calling thread.
+
+        Parameters
+        ----------
+        x : csc_array, shape [n_rows, n_latents], float32 or float64
+        y : ndarray of int, shape [n_rows], or csr_array, shape [n_rows, n_classes]
+
+        Returns
+        -------
+        LatentSummary
+            Itself.
+        """
+        self._add_columns(x, y, 1)
+        return self
+
+    def _add_columns(self, x: sp.csc_array, y: Any, threads: int) -> None:
+        """Count the rows, then go through the latents, a cacheful of events at a time."""
+        multi_label = sp.issparse(y)
+        self._grow_classes(y.shape[1] if multi_label else int(y.max(initial=-1)) + 1)
+        self._make_room(x.data)
+        self.n_rows += x.shape[0]
+        self.n_events += np.diff(x.indptr)
+        self.class_counts += np.bincount(y.indices if multi_label else y, minlength=self.n_classes)
+        chunks = ((x, y, start, stop) for start, stop in latent_blocks(x.indptr, _CHUNK))
+        if threads < 2:
+            for chunk in chunks:
+                self._add_chunk(*chunk)
+        else:  # no two chunks have a latent in common
+            deque(shared(self._add_chunk, chunks, threads), maxlen=0)
+
+    def _add_chunk(self, x: sp.csc_array, y: Any, start: int, stop: int) -> None:
+        """Add the events of the latents `start` … `stop` − 1."""
+        begin, end = int(x.indptr[start]), int(x.indptr[stop])
+        indptr, values = x.indptr[start : stop + 1] - begin, x.data[begin:end]
+        rows, weights = x.indices[begin:end], values.astype(np.float64)
+        if sp.issparse(y):
+            sums = sp.csr_array((weights, rows, indptr), shape=(stop - start, x.shape[0])) @ y
+        else:
+            # mode="clip" spares a bounds check that the indices of a checked matrix cannot fail.
+            labels = y.take(rows, mode="clip")
+            sums = sp.csr_array((weights, labels, indptr), shape=(stop - start, self.n_classes))
+        self.label_sums[start:stop] += sums.toarray()
+        if not self._bins[-1].table.shape[2]:
+            self._bins[+1].fill(start, indptr, values)
+            return
+        for sign in (+1, -1):
+            of_sign = values * sign > 0
+            before = np.concatenate([[0], np.cumsum(of_sign)]).astype(indptr.dtype)
+            self._bins[sign].fill(start, before[indptr], np.abs(values[of_sign]))
 
     def _grow_classes(self, n_classes: int) -> None:
         more = n_classes - self.n_classes
@@ -244,49 +290,6 @@ class LatentSummary:
                 of_sign = np.abs(values[values * sign > 0])
                 smallest, largest = of_sign.min(), of_sign.max()
             self._bins[sign].cover(_key(smallest, values.dtype), _key(largest, values.dtype))
-
-    def add_columns(self, x: sp.csc_array, y: Any) -> LatentSummary:
-        """`add` for checked rows that are sorted by latent already, a cacheful of events at a time.
-
-        Parameters
-        ----------
-        x : csc_array of float32 or float64, shape [n_rows, n_latents]
-        y : ndarray of int, shape [n_rows], or csr_array of bool, shape [n_rows, n_classes]
-
-        Returns
-        -------
-        LatentSummary
-            Itself.
-        """
-        multi_label = sp.issparse(y)
-        self._grow_classes(y.shape[1] if multi_label else int(y.max(initial=-1)) + 1)
-        self._make_room(x.data)
-        self.n_rows += x.shape[0]
-        self.n_events += np.diff(x.indptr)
-        self.class_counts += np.bincount(y.indices if multi_label else y, minlength=self.n_classes)
-        signed = self._bins[-1].table.shape[2] > 0
-        for start, stop in latent_blocks(x.indptr, _CHUNK):
-            begin, end = int(x.indptr[start]), int(x.indptr[stop])
-            indptr, values = x.indptr[start : stop + 1] - begin, x.data[begin:end]
-            rows = x.indices[begin:end]
-            shape = (stop - start, self.n_classes)
-            if multi_label:
-                by_row = sp.csr_array((values.astype(np.float64), rows, indptr), (stop - start, x.shape[0]))
-                self.label_sums[start:stop] += (by_row @ y).toarray()
-            else:
-                # mode="clip" spares a bounds check that the indices of a checked matrix cannot fail.
-                labels = y.take(rows, mode="clip")
-                self.label_sums[start:stop] += sp.csr_array(
-                    (values.astype(np.float64), labels, indptr), shape
-                ).toarray()
-            if not signed:
-                self._bins[+1].fill(start, indptr, values)
-                continue
-            for sign in (+1, -1):
-                of_sign = values * sign > 0
-                before = np.concatenate([[0], np.cumsum(of_sign)]).astype(indptr.dtype)
-                self._bins[sign].fill(start, before[indptr], np.abs(values[of_sign]))
-        return self
 
     def merge(self, other: LatentSummary) -> LatentSummary:
         """Add another summary to this one; associative and commutative up to rounding.
@@ -472,20 +475,35 @@ def _gauss(bins: _Bins, sign: int, start: int, stop: int) -> tuple[np.ndarray, .
     return latent, x, m[real], m[real] * error
 
 
-def _row_batches(shard: Shard, rows: int | None) -> Iterator[Shard]:
-    """Parts of at most `rows` rows, as views.
+def _batches(shards: Iterable[Shard], n_latents: int, rows: int | None) -> Iterator[tuple[list[Shard]]]:
+    """What is sorted and added at a time: parts of a large shard, as views, or several small shards.
 
-    By default a part holds 512 events per latent, so that the columns of a part are long enough to be
-    summed fast, within 2²⁰ … 2²⁵ events (400 MB at work).
+    A batch holds at most `rows` rows; by default about 512 events per latent (2²⁰ … 2²⁵), so that the
+    columns of a batch are long enough to be summed fast.
     """
-    if rows is None:
-        per_row = max(1.0, shard.x.nnz / max(1, shard.n_rows))
-        events = min(max(512 * shard.x.shape[1], 1 << 20), 1 << 25)
-        rows = max(1, int(events / per_row))
-        rows = max(1, -(-shard.n_rows // max(1, round(shard.n_rows / rows))))  # equal parts
-    for begin in range(0, shard.n_rows, rows):
-        end = min(begin + rows, shard.n_rows)
-        yield Shard(_rows(shard.x, begin, end), shard.y[begin:end])
+    events = min(max(512 * n_latents, 1 << 20), 1 << 25)
+    small: list[Shard] = []
+    for shard in shards:
+        if rows is None and shard.x.nnz < events // 4:
+            small.append(shard)
+            if sum(s.x.nnz for s in small) >= events // 2:
+                yield (small,)
+                small = []
+            continue
+        step = rows or max(1, -(-shard.n_rows // max(1, round(shard.x.nnz / events))))  # equal parts
+        for begin in range(0, shard.n_rows, step):
+            end = min(begin + step, shard.n_rows)
+            yield ([Shard(_rows(shard.x, begin, end), shard.y[begin:end])],)
+    if small:
+        yield (small,)
+
+
+def _by_latent(shards: list[Shard]) -> tuple[sp.csc_array, Any]:
+    if len(shards) == 1:
+        return shards[0].x.tocsc(), shards[0].y
+    return sp.csc_array(sp.vstack([s.x for s in shards], format="csr").tocsc()), stack_labels(
+        [s.y for s in shards]
+    )
 
 
 def _rows(x: sp.csr_array, begin: int, end: int) -> sp.csr_array:
