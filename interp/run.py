@@ -64,6 +64,14 @@ class _Heard:
 class Run:
     """One job in a daemon thread. Made by `start` (or ``interp.live.fit`` and its siblings).
 
+    Parameters
+    ----------
+    fn : callable
+    args : tuple
+    kwargs : dict
+    paused : bool
+        As in `start`.
+
     Attributes
     ----------
     state : str
@@ -150,6 +158,7 @@ class Run:
 
     @property
     def state(self) -> str:
+        """running, paused, stopping, done, stopped or failed (see the class)."""
         if self._ended.is_set():
             if self.error is not None:
                 return "failed"
@@ -242,6 +251,16 @@ class Run:
     def wait(self, timeout: float | None = None) -> Any:
         """Wait for the end and return the result. An interrupt (Ctrl-C) stops the run gracefully.
 
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait at most.
+
+        Returns
+        -------
+        object
+            What the function returned.
+
         Raises
         ------
         TimeoutError
@@ -271,7 +290,7 @@ class Run:
         return self.result
 
     def add_hook(self, hook: Callable[[Event], Any], *, replay: bool = True) -> Run:
-        """Send events to one more hook from now on, after the latest ones so far (`replay`).
+        """Send events to one more `hook` from now on, after the latest ones so far (`replay`).
 
         Of the batches of a capture, all but the latest come without their tokens and projections.
         A hook with a method ``on_run_end(run)`` is told when the run has ended.
@@ -312,8 +331,8 @@ def start(fn: Callable[..., Any], *args: Any, paused: bool = False, **kwargs: An
     ----------
     fn : callable
         A function that takes ``iteration_hook=``: `Sparse1DProbe.fit`, `capture`, `train_lenses`.
-    *args, **kwargs
-        Passed on. Hooks given as ``iteration_hook`` are called as well.
+    *args, **kwargs : as `fn` takes them
+        Hooks given as ``iteration_hook`` are called as well.
     paused : bool
         Hold at the very first event, so that every iteration can be stepped by hand.
 

@@ -53,11 +53,11 @@ class Shard:
     token_strings: dict[int, str] = field(default_factory=dict, repr=False)
 
     def read(self, name: str) -> Tensor:
-        """The rows of a site (or projection) in this shard."""
+        """The rows of a site (or projection) in this shard, ``[n_rows, …]``, of the dtype captured."""
         return self.tensors[name]
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Some of these rows."""
+        """Rows `start` … `stop` − 1 of `read`, of the same dtype: ``[stop − start, …]``."""
         return self.tensors[name][start:stop]
 
     def whole(self) -> Shard:

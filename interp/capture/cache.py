@@ -60,7 +60,20 @@ class _Reserved(DynamicLayer):
 
 
 def reserve(cache: Any, room: int) -> Any:
-    """Make room for `room` tokens in every layer of a cache that only ever grows; others stay as they are."""
+    """Make room in every layer of a cache that only ever grows; others stay as they are.
+
+    Parameters
+    ----------
+    cache : transformers.Cache or None
+        Changed in place.
+    room : int
+        Tokens that will be added.
+
+    Returns
+    -------
+    object
+        The cache.
+    """
     for i, layer in enumerate(getattr(cache, "layers", ())):
         if type(layer) is DynamicLayer and layer.is_initialized:
             cache.layers[i] = _Reserved(layer, room)

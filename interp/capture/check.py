@@ -36,7 +36,10 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 
 
 def alone(model: Model, job: Job, token_ids: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Rows of one sequence, run by itself in a single pass: no padding, no cache."""
+    """Rows of one sequence, run by itself in a single pass: no padding, no cache.
+
+    By site, states of the model's dtype and projections in float32: ``[n_tokens, …]`` each.
+    """
     ids = token_ids.to(model.device)[None]
     mask = torch.ones_like(ids)
     with Tape(model, job.sites, keep=job.keep, vectors=job.matrices) as tape, torch.no_grad():

@@ -212,7 +212,7 @@ class Model:
 
         Returns
         -------
-        logits : Tensor, shape (n_prompts, vocab_size)
+        logits : Tensor of the model's dtype, shape (n_prompts, vocab_size)
             For the token that follows.
         cache : object
             Keys and values so far.

@@ -60,8 +60,7 @@ def run_plan(
         .txt or .jsonl files, or names of files that ship (`interp.capture.prompts.SHIPPED`).
     model : Model or str or path
         A loaded model, or what `load_model` takes.
-    tier, layer, max_new_tokens, temperature, batch_tokens, check, seed, iteration_hook
-        As in `capture`.
+    tier, layer, max_new_tokens, temperature, batch_tokens, check, seed, iteration_hook : as in `capture`
     device, dtype : str
         As in `load_model`.
     chat : bool, optional

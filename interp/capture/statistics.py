@@ -121,10 +121,22 @@ def nested(
     For every outer fold the site is chosen and the vector fitted on the other folds. Scores are standardised
     by the training rows, so that folds can be ranked together.
 
+    Parameters
+    ----------
+    fit : callable
+        One of `FITS`.
+    x : mapping of str to ndarray, shape (n, width)
+        Site → pooled states.
+    y : ndarray of bool, shape (n,)
+    groups : ndarray, shape (n,)
+        Rows of a group stay together.
+    seed, k : int
+        Of the folds, and how many.
+
     Returns
     -------
     auroc : float
-    scores : array, shape (n,)
+    scores : array of float64, shape (n,)
     """
     scores = np.zeros(len(y))
     for train, test in folds(groups, k, seed + 1):

@@ -92,22 +92,27 @@ class StoredShard(Shard):
 
     @property
     def token_ids(self) -> Tensor:  # type: ignore[override]
+        """Token of every row, int64 ``[n_rows]``."""
         return self.read("token_ids")
 
     @property
     def token_strings(self) -> dict[int, str]:  # type: ignore[override]
+        """What the shard's token ids look like, as text."""
         with self._open() as f:
             return {int(k): v for k, v in json.loads(f.metadata()["token_strings"]).items()}
 
     def read(self, name: str) -> Tensor:
+        """The rows of a site (or projection), ``[n_rows, …]``, of the dtype captured."""
         with self._open() as f:
             return f.get_tensor(name)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start` … `stop` − 1, ``[stop − start, …]``, of the dtype captured; no others are read."""
         with self._open() as f:
             return f.get_slice(name)[start:stop]
 
     def whole(self) -> Shard:
+        """The shard with all its tensors in memory."""
         with self._open() as f:
             tensors = {k: f.get_tensor(k) for k in f.keys() if k not in _BOOKKEEPING}  # noqa: SIM118
         return Shard(self.prompts, self.lengths, self.n_prompt, self.token_ids, tensors, self.token_strings)

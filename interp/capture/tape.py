@@ -239,7 +239,7 @@ class Tape:
 
         Parameters
         ----------
-        order : Tensor, int64, optional
+        order : Tensor of int64, shape (n,), optional
             Which of the recorded rows, one pass after the other, in which order; all as they came by default.
 
         Returns

@@ -100,7 +100,7 @@ def work(task: Task, spec: dict[str, Any], emit: Emitter) -> None:
 
 
 def merge(tasks: Sequence[Task], spec: dict[str, Any]) -> Activations:
-    """One store in ``merged/``: the shards of all tasks, their prompts numbered as in the whole."""
+    """One store in ``merged/``: the shards of all `tasks` of a plan with this `spec`, renumbered."""
     out = Path(tasks[0].folder) / "merged"
     abouts = []
     for task in tasks:

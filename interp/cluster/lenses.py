@@ -112,7 +112,7 @@ def work(task: Task, spec: dict[str, Any], emit: Emitter) -> None:
 
 
 def merge(tasks: Sequence[Task], spec: dict[str, Any]) -> Lenses:
-    """All lenses, in the order of the plan; saved in ``merged/``."""
+    """All lenses of the `tasks` of a plan of this `spec`, in its order; saved in ``merged/``."""
     parts = []
     for task in tasks:
         with made_by(task):

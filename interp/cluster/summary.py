@@ -153,7 +153,7 @@ def work(task: Task, spec: dict[str, Any], emit: Emitter) -> None:
 
 
 def merge(tasks: Sequence[Task], spec: dict[str, Any]) -> LatentSummary:
-    """The sum of all shards."""
+    """The sum of all shards, from what the `tasks` of a plan of this `spec` made."""
     made = {(t.start, t.stop): t for t in tasks}
 
     def sum_of(start: int, stop: int) -> LatentSummary:

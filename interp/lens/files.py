@@ -69,7 +69,7 @@ def save(lenses: Lenses, folder: str | os.PathLike[str]) -> Path:
 
 
 def load(folder: str | os.PathLike[str]) -> Lenses:
-    """Read lenses; see `Lenses.load`."""
+    """Read lenses from a `folder`; see `Lenses.load`."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

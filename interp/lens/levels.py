@@ -51,8 +51,7 @@ def train_by_level(
     seed : int
     iteration_hook : callable or list of callable, optional
         As in `train_lenses`; a stop ends the level under way and begins no other.
-    **options
-        Passed to `train_lenses`.
+    **options : as in `train_lenses`
 
     Returns
     -------

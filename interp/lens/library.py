@@ -46,7 +46,7 @@ class Lenses:
         Of every concept, those without weights included.
     weight : tensor, shape (n_lenses, width), float32
         Of the fitted ones, in the order of `reports`, for standardised rows.
-    bias : tensor, shape (n_lenses,)
+    bias : tensor, shape (n_lenses,), float32
     mean, scale : tensors, shape (width,)
         Rows are standardised as (x − mean) / scale.
     negatives : dict of tensors, shape (n_lenses, m)
@@ -57,7 +57,7 @@ class Lenses:
     model : Model, optional
         To score text with.
     mlp : dict of tensors, optional
-        The optional MLP heads (see `interp.lens.fit.fit_mlp`), for rows standardised and divided by √width.
+        The optional MLP heads (shapes in `interp.lens.fit.fit_mlp`), for standardised rows divided by √width.
     text : TextLenses, optional
         The bag-of-words lens of each concept, the second of a pair.
 

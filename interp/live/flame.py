@@ -42,9 +42,12 @@ logger = logging.getLogger(__name__)
 class Flame:
     """One profiled call. Shows itself as a flame in a notebook; `save` writes it as a page.
 
-    Attributes
+    Parameters
     ----------
     title : str
+        Heading.
+    profiler : pyinstrument.Profiler
+        Stopped, with its session.
     result : object
         What the call returned.
     seconds : float
@@ -163,6 +166,7 @@ def flame(
     ----------
     fn : callable
         For instance ``probe.fit``.
+    *args, **kwargs : as `fn` takes them
     interval : float
         Seconds between two samples.
     title : str, optional
@@ -254,6 +258,7 @@ def compare_flames(
     ----------
     fn : callable
         Takes ``iteration_hook=``, for instance ``probe.fit``. It is called ``2 * repeats + 3`` times.
+    *args, **kwargs : as `fn` takes them
     repeats : int
         Pairs of unprofiled calls.
     interval : float

@@ -201,9 +201,22 @@ def _count_above(
 def sorted_by_value(
     indptr: np.ndarray, value: np.ndarray, label: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values and labels (int32, at least 0), sorted by value within each latent.
+    """Values and labels, sorted by value within each latent.
 
     Where latent, value and label fit one 64-bit word they are packed, and NumPy's vectorised sort does it.
+
+    Parameters
+    ----------
+    indptr : ndarray of int, shape [n_latents + 1]
+        Where each latent's values begin.
+    value : ndarray of float, shape [n_events]
+    label : ndarray of int32, shape [n_events], optional
+        At least 0.
+
+    Returns
+    -------
+    value : ndarray of the same dtype and shape
+    label : ndarray of int32, shape [n_events], or None
     """
     n_latents = len(indptr) - 1
     single = value.astype(np.float32, copy=False)

@@ -60,6 +60,10 @@ def check_shard(x: Any, y: Any, *, n_latents: int | None = None, n_classes: int 
     n_latents, n_classes : int, optional
         What the other shards have.
 
+    Returns
+    -------
+    Shard
+
     Raises
     ------
     ValueError
@@ -282,6 +286,7 @@ def columns(
 
 
 def stack_labels(labels: list[Any]) -> Any:
+    """Labels of several shards as those of one: arrays end to end, or sparse matrices one above the other."""
     return sp.csr_array(sp.vstack(labels)) if sp.issparse(labels[0]) else np.concatenate(labels)
 
 

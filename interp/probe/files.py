@@ -53,7 +53,7 @@ _CSR_ARRAYS = ("data", "indices", "indptr", "shape")
 
 
 def load_csr(path: str | os.PathLike[str]) -> sp.csr_array:
-    """Read a ``token_acts.npz`` (SciPy CSR), shape [n_rows, n_latents].
+    """Read a ``token_acts.npz`` (SciPy CSR) at `path`: shape [n_rows, n_latents], of the file's dtype.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def load_csr(path: str | os.PathLike[str]) -> sp.csr_array:
 
 
 def load_labels(path: str | os.PathLike[str], n_rows: int | None = None) -> np.ndarray:
-    """Read a ``labels.bin`` (uint8, one class id per row), or an integer ``.npy``, as a read-only memory map.
+    """Map a ``labels.bin`` (uint8, one class id per row) or an integer ``.npy``: read-only, shape [n_rows].
 
     Raises
     ------
@@ -204,7 +204,7 @@ def write_safetensors(
 def read_safetensors(
     path: str | os.PathLike[str], format: str, version: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Description and arrays of one of the package's own files.
+    """Description and arrays of one of the package's own files, of the shape and dtype written.
 
     Raises
     ------

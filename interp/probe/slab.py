@@ -62,7 +62,7 @@ class Problem(NamedTuple):
     class_counts: Tensor
 
     def prior(self) -> Tensor:
-        """b_c, the logit of the prevalence, clipped to [1e-8, 1 − 1e-8]; shape [n_classes]."""
+        """b_c, the logit of the prevalence, clipped to [1e-8, 1 − 1e-8]; float, shape [n_classes]."""
         return torch.logit((self.class_counts / self.n).clamp(1e-8, 1.0 - 1e-8))
 
 
@@ -247,14 +247,14 @@ class Part:
     # ---------------------------------------------------------------------------- looking at it
 
     def recent(self) -> tuple[Tensor, Tensor]:
-        """Lambda, and the larger component of the scaled gradient, of the pairs just iterated."""
+        """Lambda, and the larger component of the scaled gradient, of the pairs just iterated; float [n]."""
         lam, g, live = self._recent
         if not bool(live.all()):
             lam, g = lam[live], g[:, live]
         return lam, g.abs().amax(dim=0)
 
     def losses(self, at: Tensor) -> Tensor:
-        """Loss without the ridge of the pairs `at` (in rising order), by the node set."""
+        """Loss without the ridge of the pairs `at` (int64 [n], rising), by the node set; float [n]."""
         b, w = self.b[at], self.w[at]
         over_events = self.nodes.layout(at, self.shape[1], self.block_elements).losses(b, w)
         zeros = self.problem.n_zero[self.row[at]] * torch.nn.functional.softplus(b, threshold=60.0)
@@ -405,7 +405,7 @@ class Slab:
         return (float(lam.min()), q1, median, q3, float(lam.max())), float(g.max())
 
     def losses(self, at_most: int) -> Tensor:
-        """Loss without the ridge, by the node sets, of about `at_most` pairs, latents evenly spaced."""
+        """Losses without the ridge, by nodes, of about `at_most` pairs, latents evenly spaced: float [n]."""
         step = -(-self.n_pairs // at_most)
 
         def some(part: Part) -> Tensor:

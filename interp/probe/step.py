@@ -81,6 +81,8 @@ def derivatives(
 def has_converged(g: Tensor, h: Tensor, tol: float) -> Tensor:
     """Whether the gradient is at most `tol`, and the loss within 1e-4·tol of the optimum to second order.
 
+    Of gradients `g` [2, n] and Hessians `h` [3, n]; bool [n].
+
     A small gradient alone says little where the curvature is small: for a class of prevalence 1e-6,
     |g| = 1e-6 can still mean an excess loss of 5e-7, a twentieth of the loss itself.
     """

@@ -160,6 +160,7 @@ class LatentSummary:
 
     @property
     def n_classes(self) -> int:
+        """Classes seen or given."""
         return len(self.class_counts)
 
     def __repr__(self) -> str:
