@@ -8,6 +8,7 @@ operations hand Python's lock to and fro, though, and two threads of them are no
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import warnings
@@ -91,8 +92,11 @@ def _compiled(function: Callable[..., T]) -> Callable[..., T]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it is deprecated
             script = torch.jit.script(function)
-    except (AttributeError, NotImplementedError, RuntimeError):
-        # A torch without TorchScript, or whose TorchScript has forgotten part of Python.
+    except (AttributeError, NotImplementedError, OSError, RuntimeError):
+        # A torch without TorchScript, or whose TorchScript has forgotten part of Python; no source to read.
+        return function
+    if [a.name for a in script.schema.arguments] != list(inspect.signature(function).parameters):
+        # The file was edited since it was imported: TorchScript has read what now stands in that place.
         return function
 
     def run(*args: Any) -> T:

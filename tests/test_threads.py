@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import threading
 import time
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -142,6 +145,28 @@ def test_a_compiled_function_returns_what_it_returns_as_it_is():
     a = torch.arange(12.0, dtype=torch.float64).reshape(3, 4)
     assert torch.equal(_scaled(a, 0.5), _scaled.__wrapped__(a, 0.5))
     assert _scaled.__name__ == "_scaled"
+
+
+def _module(path: Path, source: str) -> ModuleType:
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("now", ["# edited\n\n\n\n", None])
+def test_a_source_that_was_edited_or_removed_since_is_not_run(tmp_path, now):
+    """TorchScript reads the source by line numbers when it compiles: after an edit, another function."""
+    source = "def one(a, b):\n    return a - b\n\n\ndef two(a):\n    return a + a\n"
+    path = tmp_path / "edited.py"
+    module = _module(path, source)
+    if now is None:
+        path.unlink()
+    else:
+        path.write_text(now + source)
+    a = torch.ones(2)
+    assert torch.equal(without_gil(module.two)(a), a + a)
 
 
 def test_where_torch_has_no_torchscript_the_function_runs_as_it_is(monkeypatch):
