@@ -17,9 +17,9 @@ from interp.threads import n_threads, shared
 
 __all__ = ["auto_sizes", "measure_blocks", "measure_row_batches", "tuned_block_elements"]
 
-#: An automatic class slab aims at iterations of this length: short, so that a stop is prompt and a picture
+#: The longest iterations that an automatic class slab aims at: short, so that a stop is prompt and a picture
 #: moves; not shorter, since evaluations of a few classes at a time cost two to three times as much.
-_ITERATION_SECONDS = 0.25
+_ITERATION_SECONDS = 0.4
 #: … and at no fewer slabs than this, where there are enough classes.
 _MIN_SLABS = 8
 
@@ -50,7 +50,7 @@ def _tuned(device: str, dtype: torch.dtype, threads: int) -> tuple[int, float]:
     del threads  # part of the key only: another number of threads is another measurement
     where = torch.device(device)
     sizes = [1 << k for k in ((15, 16, 17, 18, 19) if where.type == "cpu" else (18, 20, 22, 24))]
-    n_nodes, n_classes, rows = 256, 16, sizes[-1] // (256 * 16)
+    n_nodes, n_classes, rows = 256, 16, 2 * sizes[-1] // (256 * 16)
     x = np.linspace(0.1, 3.0, n_nodes * rows)
     offsets = np.arange(rows + 1) * n_nodes
     made_up = [
@@ -85,7 +85,7 @@ def auto_sizes(
 ) -> tuple[int, int]:
     """Classes per slab and latents per block, where they are "auto".
 
-    A slab is as wide as an iteration of a quarter second allows (a stop takes effect between
+    A slab is as wide as an iteration of 0.4 s allows (a stop takes effect between
     iterations), but the classes make at least eight slabs. A block has as many latents as make the
     working set that was measured to be the fastest.
 
