@@ -9,13 +9,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lab bench check format venv clean
+.PHONY: help demo test lab bench coverage check format venv clean
 
 help:
 	@echo 'make demo    the main job, start to end, on the shipped model (under 2 minutes)'
 	@echo 'make test    all tests, notebooks included'
 	@echo 'make lab     JupyterLab on the notebooks'
-	@echo 'make bench   the measured numbers'
+	@echo 'make bench   one table of measured numbers (ten minutes)'
+	@echo 'make coverage  what the tests do not reach'
 	@echo 'make check   ruff and mypy'
 	@echo 'make format  ruff fixes and formatting'
 	@echo 'make venv    only the environment, with everything in it'
@@ -30,10 +31,13 @@ test: $(VENV)/.installed-test
 lab: $(VENV)/.installed-lab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
-BENCHES := probe_speed probe_questions capture_speed lens_mlp lens_bank live
+# One table, runs/bench/bench.md. Only some of it: .venv/bin/python tests/bench probe_speed live
 bench: $(VENV)/.installed-test
-	$(BIN)/interp bench
-	for b in $(BENCHES); do $(BIN)/python tests/bench/$$b.py || exit; done
+	$(BIN)/python tests/bench
+
+# What no test runs, line by line, in runs/coverage. Subprocesses (cluster tasks, the command line) count.
+coverage: $(VENV)/.installed-test
+	$(PYTEST) --cov --cov-report=term-missing:skip-covered --cov-report=html:runs/coverage tests
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .

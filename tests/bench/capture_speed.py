@@ -1,41 +1,45 @@
-"""Capture beside transformers alone and beside its peers: ``python tests/bench/capture_speed.py``.
+"""Capture beside transformers alone and beside its peers: ``python tests/bench/capture_speed.py [--quick]``.
 
 A random Llama of 25 million parameters (8 layers, width 512), the same ids on every side, repeats
 interleaved. With generation: 24 prompts × 50 tokens, one by one with and without a cache, in one batch by
 transformers alone, and captured. Without: the residual stream behind every block, on the same padded batches,
-by nnsight and TransformerLens where they are installed. Ratios are what counts; seconds are context.
+by nnsight and TransformerLens where they are installed.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
-import time
-from collections.abc import Callable
-from statistics import median
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from table import Row, finish, interleaved, missing, parse, parser, ratio, timed
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from interp.capture import Model, capture, wrap
 from interp.capture.batching import pack, pad
 
+GENERATING = "Capture with generation"
+READING = "Capture without generation"
 
-def random_llama() -> Model:
+Job = Callable[[], Any]
+
+
+def random_llama(n_layers: int = 8, width: int = 512) -> Model:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=2000,
-        hidden_size=512,
-        num_hidden_layers=8,
+        hidden_size=width,
+        num_hidden_layers=n_layers,
         num_attention_heads=8,
-        intermediate_size=1376,
+        intermediate_size=width * 43 // 16,
         max_position_embeddings=512,
         pad_token_id=0,
     )
     config.architectures = ["LlamaForCausalLM"]
-    return wrap(LlamaForCausalLM(config), name="random-llama-25m")
+    return wrap(LlamaForCausalLM(config), name=f"random-llama-{n_layers}x{width}")
 
 
 def random_prompts(n: int, low: int, high: int) -> list[dict[str, Any]]:
@@ -54,28 +58,32 @@ def generate(model: Model, prompts: list[dict[str, Any]], new: int, *, use_cache
     model.hf.generate(input_ids=tokens, attention_mask=mask, generation_config=settings)
 
 
-def with_generation(model: Model, new: int) -> dict[str, tuple[Callable[[], Any], float]]:
-    """Name → (what to run, factor to the whole work)."""
-    prompts = random_prompts(24, 6, 24)
+def with_generation(model: Model, n_prompts: int, new: int, repeats: int) -> list[Row]:
+    prompts = random_prompts(n_prompts, 6, 24)
+    few = prompts[:2]
     vectors = {f"trait {i}": torch.randn(model.width) for i in range(4)}
     options: dict[str, Any] = dict(max_new_tokens=new, stop_at_eos=False, batch_tokens=1 << 20)  # noqa: C408
-    return {
-        "bare batch": (lambda: generate(model, prompts, new), 1),
-        "captured, tier 2 projected": (
-            lambda: capture(model, prompts, tier=2, vectors=vectors, **options),
-            1,
-        ),
-        "captured, resid_post kept": (lambda: capture(model, prompts, sites="resid_post.*", **options), 1),
-        "one by one": (lambda: [generate(model, [p], new) for p in prompts], 1),
-        "one by one, no cache (2 of 24)": (
-            lambda: [generate(model, [p], new, use_cache=False) for p in prompts[:2]],
-            12,
-        ),
+    jobs: dict[str, Job] = {
+        "bare": lambda: generate(model, prompts, new),
+        "projected": lambda: capture(model, prompts, tier=2, vectors=vectors, **options),
+        "kept": lambda: capture(model, prompts, sites="resid_post.*", **options),
+        "alone": lambda: [generate(model, [p], new) for p in prompts],
+        "no cache": lambda: [generate(model, [p], new, use_cache=False) for p in few],
+        "cache": lambda: [generate(model, [p], new) for p in few],
     }
+    seconds = in_turns(jobs, repeats)
+    work = f"{n_prompts} prompts × {new} tokens"
+    pairs = [
+        ("one by one, cached ÷ captured, projected", "alone", "projected", work),
+        ("captured, projected ÷ transformers alone", "projected", "bare", "one batch, all layers, 4 vectors"),
+        ("captured, kept ÷ transformers alone", "kept", "bare", "one batch, resid_post of every layer"),
+        ("without a cache ÷ with one", "no cache", "cache", f"{len(few)} prompts, one by one"),
+    ]
+    return [ratio(GENERATING, what, seconds[a], seconds[b], note=note) for what, a, b, note in pairs]
 
 
-def forward_only(model: Model, budget: int) -> dict[str, tuple[Callable[[], Any], float]]:
-    prompts = random_prompts(48, 20, 120)
+def forward_only(model: Model, n_prompts: int, budget: int, repeats: int) -> list[Row]:
+    prompts = random_prompts(n_prompts, 20, 120)
     ids = [p["token_ids"] for p in prompts]
     batches = [pad([ids[i] for i in b], 0, "right")[:2] for b in pack([len(x) for x in ids], budget)]
 
@@ -84,19 +92,39 @@ def forward_only(model: Model, budget: int) -> dict[str, tuple[Callable[[], Any]
         for tokens, mask in batches:
             model.backbone(input_ids=tokens, attention_mask=mask, use_cache=False)
 
-    cases: dict[str, tuple[Callable[[], Any], float]] = {
-        "bare batches": (bare, 1),
-        "captured": (lambda: capture(model, prompts, sites="resid_post.*", batch_tokens=budget), 1),
+    jobs: dict[str, Job] = {
+        "bare": bare,
+        "captured": lambda: capture(model, prompts, sites="resid_post.*", batch_tokens=budget),
     }
-    for name, make in (("nnsight", nnsight_case), ("TransformerLens", transformer_lens_case)):
+    peers = {
+        "nnsight": ("nnsight", nnsight_case),
+        "TransformerLens": ("transformer-lens", transformer_lens_case),
+    }
+    absent, about = {}, {}
+    for name, (package, make) in peers.items():
         try:
-            cases[name] = (make(model, batches), 1)
-        except ImportError:
-            print(f"{name} is not installed: left out")
-    return cases
+            about[name] = f"{package} {version(package)}"
+            job = make(model, batches)
+            job()
+            jobs[name] = job
+        except (ImportError, PackageNotFoundError):
+            absent[name] = "not installed"
+        except Exception as error:  # of whatever kind: a peer that does not run here ends nothing
+            absent[name] = f"{about[name]} did not run: {type(error).__name__}: {str(error)[:60]}"
+    seconds = in_turns(jobs, repeats)
+    note = f"{n_prompts} prompts, {len(batches)} batches, resid_post of every layer"
+    rows = [ratio(READING, "captured ÷ transformers alone", seconds["captured"], seconds["bare"], note=note)]
+    for name in peers:
+        what = f"{name} ÷ captured"
+        rows.append(
+            missing(READING, what, absent[name])
+            if name in absent
+            else ratio(READING, what, seconds[name], seconds["captured"], note=f"{about[name]}, same batches")
+        )
+    return rows
 
 
-def nnsight_case(model: Model, batches: list[Any]) -> Callable[[], Any]:
+def nnsight_case(model: Model, batches: list[Any]) -> Job:
     from nnsight import NNsight, save
 
     traced = NNsight(model.backbone)
@@ -113,7 +141,7 @@ def nnsight_case(model: Model, batches: list[Any]) -> Callable[[], Any]:
     return run
 
 
-def transformer_lens_case(model: Model, batches: list[Any]) -> Callable[[], Any]:
+def transformer_lens_case(model: Model, batches: list[Any]) -> Job:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
 
@@ -141,37 +169,22 @@ def transformer_lens_case(model: Model, batches: list[Any]) -> Callable[[], Any]
     return run
 
 
-def compare(cases: dict[str, tuple[Callable[[], Any], float]], repeats: int) -> None:
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for repeat in range(repeats + 1):
-        for name, (run, factor) in cases.items():
-            start = time.perf_counter()
-            run()
-            if repeat:  # the first is the warm-up
-                seconds[name].append(factor * (time.perf_counter() - start))
-    base = median(next(iter(seconds.values())))
-    for name, times in seconds.items():
-        middle = median(times)
-        print(f"{name:32s} {middle:8.3f} s  ({min(times):.3f} … {max(times):.3f})  {middle / base:6.2f} ×")
+def in_turns(jobs: dict[str, Job], repeats: int) -> dict[str, list[float]]:
+    for job in jobs.values():
+        job()  # warm up
+    return interleaved({name: (lambda job=job: timed(job)) for name, job in jobs.items()}, repeats)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--new-tokens", type=int, default=50)
-    parser.add_argument("--batch-tokens", type=int, default=1024)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--forward-only", action="store_true", help="leave the generation out")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    model = random_llama()
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Measure, and write ``capture_speed.csv`` and the table."""
+    options = parse(parser(__doc__), arguments)
+    model, generated, new, read = random_llama(), 24, 50, 48
+    if options.quick:
+        model, generated, new, read = random_llama(2, 64), 4, 3, 4
     print(model)
-    if not args.forward_only:
-        print(f"\n24 prompts × {args.new_tokens} generated tokens")
-        compare(with_generation(model, args.new_tokens), args.repeats)
-    print("\n48 prompts, forward only, resid_post of every layer")
-    compare(forward_only(model, args.batch_tokens), args.repeats)
+    rows = with_generation(model, generated, new, options.repeats)
+    rows += forward_only(model, read, 1024, options.repeats)
+    return finish("capture_speed", rows, options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The bank beside the bare forward passes of the same batches: ``python tests/bench/lens_bank.py``.
+"""The bank beside the bare forward passes of the same batches: ``python tests/bench/lens_bank.py [--quick]``.
 
 Both sides run the same prompts in the same padded batches, in turn. The bank also copies rows, pools and
 hashes.
@@ -6,11 +6,10 @@ hashes.
 
 from __future__ import annotations
 
-import argparse
-import time
+from collections.abc import Sequence
 
-import numpy as np
 import torch
+from table import Row, finish, interleaved, parse, parser, ratio, timed
 
 from interp.capture.batching import pack as pack_batches
 from interp.capture.model import Model, load_model
@@ -33,34 +32,24 @@ def bare(model: Model, samples: list[Sample], budget: int) -> None:
         model.states(x.to(model.device), mask.to(model.device))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="tiny")
-    parser.add_argument("--prompts", type=int, default=2000)
-    parser.add_argument("--batch-tokens", type=int, default=2048)
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    model, concepts = load_model(args.model), ConceptPack.load("tiny")
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Measure, and write ``lens_bank.csv`` and the table."""
+    options = parse(parser(__doc__), arguments)
+    n_prompts, budget = 64 if options.quick else 2000, 2048
+    model, concepts = load_model("tiny"), ConceptPack.load("tiny")
     samples = Samples(concepts)
     every = {s.text: s for c in concepts for s in samples.positives(c.id, "train")}
-    chosen = list(every.values())[: args.prompts]
-    times: dict[str, list[float]] = {"bare": [], "bank": []}
-    for turn in range(args.repeats + 1):
-        for name in times:
-            start = time.perf_counter()
-            if name == "bare":
-                bare(model, chosen, args.batch_tokens)
-            else:
-                site = f"resid_post.{model.n_layers - 1}"  # the last one: nothing can be left out
-                Bank(model, site, batch_tokens=args.batch_tokens).ensure(chosen)
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    ratios = np.array(times["bank"]) / np.array(times["bare"])
-    print(
-        f"{len(chosen)} prompts: bare {np.median(times['bare']):.2f} s, "
-        f"bank {np.median(times['bank']):.2f} s, "
-        f"ratio {np.median(ratios):.3f} [{ratios.min():.3f}, {ratios.max():.3f}]"
-    )
+    chosen = list(every.values())[:n_prompts]
+    site = f"resid_post.{model.n_layers - 1}"  # the last one: nothing can be left out
+    jobs = {
+        "bare": lambda: timed(lambda: bare(model, chosen, budget)),
+        "bank": lambda: timed(lambda: Bank(model, site, batch_tokens=budget).ensure(chosen)),
+    }
+    interleaved(jobs, 1)  # warm up
+    seconds = interleaved(jobs, options.repeats)
+    note = f"{len(chosen)} prompts of the shipped pack, shipped model, the same batches"
+    row = ratio("Lenses", "activation bank ÷ bare forward", seconds["bank"], seconds["bare"], note=note)
+    return finish("lens_bank", [row], options)
 
 
 if __name__ == "__main__":

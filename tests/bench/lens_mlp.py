@@ -14,11 +14,12 @@ and pack.
 
 from __future__ import annotations
 
-import argparse
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from table import Row, finish, interleaved, parse, parser, ratio
 from torch import nn
 
 from interp.lens import fit
@@ -111,53 +112,63 @@ def shipped(concepts: int) -> tuple[torch.Tensor, ...]:
     return x, y, test, test_y
 
 
-def compare(name: str, data: tuple[torch.Tensor, ...], baseline: int, repeats: int) -> float:
-    """Print times per lens and AUROCs; return the ratio of the times."""
+def compare(name: str, data: tuple[torch.Tensor, ...], baseline: int, repeats: int) -> list[Row]:
+    """Seconds per lens, in turns, and held-out AUROCs."""
     x, y, test, test_y = data
     labels = test_y.numpy() > 0
     n_mlp = min(baseline, len(x))
+    found: dict[str, np.ndarray] = {}
+
+    def one_at_a_time() -> float:
+        start = time.perf_counter()
+        found["mlp"] = np.stack([mlp_one_at_a_time(x[k], y[k], test[k]) for k in range(n_mlp)])
+        return (time.perf_counter() - start) / n_mlp
+
+    def together() -> float:
+        start = time.perf_counter()
+        found["lens"] = all_lenses(x, y, folds(x.shape[1]), test, 64)
+        return (time.perf_counter() - start) / len(x)
+
     torch.manual_seed(0)
-    mlp_one_at_a_time(x[0], y[0], test[0])
-    all_lenses(x, y, folds(x.shape[1]), test, 64)
-    slow, fast = [], []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        mlp = np.stack([mlp_one_at_a_time(x[k], y[k], test[k]) for k in range(n_mlp)])
-        slow.append((time.perf_counter() - start) / n_mlp)
-        start = time.perf_counter()
-        lens = all_lenses(x, y, folds(x.shape[1]), test, 64)
-        fast.append((time.perf_counter() - start) / len(x))
-    ratio = float(np.median(slow) / np.median(fast))
+    jobs = {"mlp": one_at_a_time, "lens": together}
+    mlp_one_at_a_time(x[0], y[0], test[0])  # warm up
+    together()
+    seconds = interleaved(jobs, repeats)
     mean, scale = fit.statistics(x[:n_mlp].flatten(0, 1))
     level = [mlp_one_at_a_time((x[k] - mean) / scale, y[k], (test[k] - mean) / scale) for k in range(n_mlp)]
-    areas = [g.auroc(a, labels[:n_mlp]) for a in (mlp, np.stack(level), lens[:n_mlp])]
-    best = max(areas[:2], key=np.mean)
-    gain = areas[2] - best
-    print(
-        f"{name}: {len(x)} concepts, {x.shape[1]} samples, width {x.shape[2]}, "
-        f"{torch.get_num_threads()} threads\n"
-        f"  one MLP at a time {_range(slow)}, held-out AUROC {areas[0].mean():.4f} "
-        f"(standardised rows: {areas[1].mean():.4f})\n"
-        f"  all lenses        {_range(fast)}, held-out AUROC {areas[2].mean():.4f}: {ratio:.0f}×\n"
-        f"  lens − MLP on {n_mlp} concepts: {gain.mean():+.4f} ± {1.96 * gain.std() / n_mlp**0.5:.4f} AUROC"
+    areas = [g.auroc(a, labels[:n_mlp]) for a in (found["mlp"], np.stack(level), found["lens"][:n_mlp])]
+    gain = areas[2] - max(areas[:2], key=np.mean)
+    size = f"{x.shape[1]} samples of width {x.shape[2]}"
+    note = f"seconds per lens; {n_mlp} MLPs and all {len(x)} lenses, {size}"
+    low, high = gain.mean() + 1.96 * gain.std() / n_mlp**0.5 * np.array([-1.0, 1.0])
+    about = (
+        f"AUROC {areas[2].mean():.4f} beside {areas[0].mean():.4f} (standardised rows: "
+        f"{areas[1].mean():.4f}); in brackets the 95 % interval of the mean over {n_mlp} concepts"
     )
-    return ratio
+    return [
+        ratio(
+            "Lenses", f"one MLP at a time ÷ all lenses, {name}", seconds["mlp"], seconds["lens"], note=note
+        ),
+        Row(
+            "Lenses",
+            f"held-out AUROC, lens − MLP, {name}",
+            float(gain.mean()),
+            "",
+            float(low),
+            float(high),
+            n_mlp,
+            note=about,
+        ),
+    ]
 
 
-def _range(seconds: list[float]) -> str:
-    low, middle, high = (1e3 * v for v in (min(seconds), float(np.median(seconds)), max(seconds)))
-    return f"{middle:8.2f} ms a lens [{low:.2f}, {high:.2f}]"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few concepts, one repeat")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    concepts, baseline, repeats = (64, 4, 1) if args.quick else (256, 16, 5)
-    compare("made up", made_up(concepts, 40, 2560), baseline, repeats)
-    compare("shipped model and pack", shipped(concepts), 4 * baseline, repeats)
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Measure, and write ``lens_mlp.csv`` and the table."""
+    options = parse(parser(__doc__), arguments)
+    concepts, baseline, width = (16, 2, 64) if options.quick else (256, 16, 2560)
+    rows = compare("made up", made_up(concepts, 40, width), baseline, options.repeats)
+    rows += compare("shipped model and pack", shipped(concepts), 4 * baseline, options.repeats)
+    return finish("lens_mlp", rows, options)
 
 
 if __name__ == "__main__":

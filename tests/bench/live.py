@@ -1,24 +1,27 @@
-"""What a moving monitor costs a fit: paired runs in a Jupyter kernel, without and with it.
+"""What a moving monitor costs a fit: ``python tests/bench/live.py [--quick] [--repeats N]``.
 
-    python tests/bench/live.py [--quick] [--pairs N]
-
-A kernel is started as JupyterLab would, so that frames go out over its sockets. Each pair runs the same
-fit in a thread of its own, once with nobody listening and once under a `FitMonitor` that sends four
-frames a second; every other pair the other way round. Printed are the medians, the median of the paired
-ratios with its range, the frames that were sent in a fit, the cost of one, and the time from Stop to the end
-of the worker. The fit without a monitor has no hook at all: what the events themselves cost is counted.
-``--quick`` has a smaller fit and fewer pairs: it shows that the script works, not what a monitor costs.
+A kernel is started as JupyterLab would, so that frames go out over its sockets; this process is the client
+and counts the messages that arrive. Each turn runs the same fit three times in a thread of its own, in an
+order that changes from turn to turn: twice with nobody listening, once under a `FitMonitor` that sends four
+frames a second. How the two that nobody watches differ is what the machine does by itself. They have no hook
+at all: what the events themselves cost is counted.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Any
 
 import nbclient
 import nbformat
+from table import Row, finish, parse, parser, quantity, ratio
+
+GROUP = "Live"
 
 CELL = """
-import statistics, threading, time
+import json, threading, time
 import numpy as np, scipy.sparse as sp
 import interp
 from interp import run
@@ -50,24 +53,15 @@ def watched():
     return seconds
 
 plain(), watched()
-pairs = []
-for i in range(N_PAIRS):
-    if i % 2:
-        b = watched(); a = plain()
-    else:
-        a = plain(); b = watched()
-    pairs.append((a, b))
-ratios = sorted(b / a for a, b in pairs)
-print(f"fit of {x.shape[1]:,} x 151 pairs, {x.nnz:,} events, {len(pairs)} pairs of runs")
-alone, watching = (statistics.median(p[i] for p in pairs) for i in (0, 1))
-print(f"alone {alone:.3f} s, watched {watching:.3f} s")
-print(f"overhead {statistics.median(ratios) - 1:+.2%} (from {ratios[0] - 1:+.2%} to {ratios[-1] - 1:+.2%})")
-frame, sent = (statistics.median(f[i] for f in frames[1:]) for i in (0, 1))
-print(f"a frame costs {1000 * frame:.2f} ms: {4 * frame:.2%} of a core at 4 Hz; {sent:.0f} frames a fit")
-if sent < 4:
-    print("too few frames: the fit is too short to say what a moving monitor costs")
+frames.clear()
+turns = []
+for i in range(N_TURNS):
+    seconds = {}
+    for which in np.roll(["alone", "watched", "again"], i):
+        seconds[str(which)] = watched() if which == "watched" else plain()
+    turns.append(seconds)
 
-latencies = []
+stops = []
 for _ in range(5):
     r = run.start(interp.Sparse1DProbe().fit, x, y)
     monitor = FitMonitor(r)
@@ -76,23 +70,55 @@ for _ in range(5):
     start = time.perf_counter()
     monitor._on_message(monitor, {"do": "stop"}, [])
     r.wait()
-    latencies.append(time.perf_counter() - start)
-print(f"Stop takes effect in {statistics.median(latencies):.3f} s (at most {max(latencies):.3f} s)")
+    stops.append(time.perf_counter() - start)
+print(json.dumps(dict(turns=turns, frames=frames, stops=stops, nnz=x.nnz, shape=x.shape)))
 """
 
 
-def main(n_pairs: int, n_latents: int) -> None:
-    """Run the pairs in a fresh kernel and print what they say."""
-    code = CELL.replace("N_PAIRS", str(n_pairs)).replace("N_LATENTS", str(n_latents))
+class Client(nbclient.NotebookClient):
+    """Runs a notebook and keeps the size of each message of its widgets."""
+
+    sizes: list[int]
+
+    def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
+        """Take a message of the kernel."""
+        if msg["msg_type"] == "comm_msg":
+            self.sizes.append(len(json.dumps(msg["content"])) + sum(map(len, msg["buffers"])))
+        return super().process_message(msg, cell, cell_index)
+
+
+def measure(n_turns: int, n_latents: int) -> dict[str, Any]:
+    """What the cell found, in a fresh kernel, and the sizes of the messages that came from it."""
+    code = CELL.replace("N_TURNS", str(n_turns)).replace("N_LATENTS", str(n_latents))
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    nbclient.NotebookClient(book, timeout=3600, kernel_name="python3").execute()
-    for output in book.cells[0].outputs:
-        print(output.get("text", ""), end="")
+    client = Client(book, timeout=3600, kernel_name="python3")
+    client.sizes = []
+    client.execute()
+    printed = "".join(o.get("text", "") for o in book.cells[0].outputs if o.get("name") == "stdout")
+    return {**json.loads(printed.strip().splitlines()[-1]), "sizes": client.sizes}
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Measure, and write ``live.csv`` and the table."""
+    options = parse(parser(__doc__, repeats=15), arguments)
+    found = measure(options.repeats, 512 if options.quick else 4096)
+    alone, watched, again = ([t[which] for t in found["turns"]] for which in ("alone", "watched", "again"))
+    unwatched = [(a + b) / 2 for a, b in zip(alone, again, strict=True)]
+    cost, sent = ([frame[i] for frame in found["frames"]] for i in (0, 1))
+    enough = "" if statistics.median(sent) >= 4 else "; too few to say what a moving monitor costs"
+    size = f"{found['nnz']:,} events, {found['shape'][1]:,} × 151 pairs"
+    note = f"{size}; {statistics.median(sent):.0f} frames a fit{enough}"
+    said = (
+        f"4 a second; {len(found['sizes']):,} arrived, {statistics.median(found['sizes']) / 1024:.0f} kB each"
+    )
+    rows = [
+        ratio(GROUP, "fit with a moving monitor ÷ fit alone", watched, unwatched, note=note),
+        ratio(GROUP, "fit alone ÷ the same again", alone, again, note="what the machine does by itself"),
+        quantity(GROUP, "one frame in the kernel", cost, "ms", scale=1e3, note=said),
+        quantity(GROUP, "from Stop to the end of the worker", found["stops"], "s"),
+    ]
+    return finish("live", rows, options)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="a small fit, three pairs")
-    parser.add_argument("--pairs", type=int, default=None, help="pairs of runs (15)")
-    asked = parser.parse_args()
-    main(asked.pairs or (3 if asked.quick else 15), 512 if asked.quick else 4096)
+    main()

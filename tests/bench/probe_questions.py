@@ -1,29 +1,33 @@
-"""Three open questions, with numbers: ``python tests/bench/probe_questions.py [--quick] [--out runs/bench]``.
+"""Three open questions, with numbers: ``python tests/bench/probe_questions.py [--quick]``.
 
 1. Is there a cheaper scale of a latent than the RMS of its non-zeros with the same stability?
 2. Does mixed precision (parameters float32, sums float64) remove the failing steps?
 3. What is each idea for the streaming solver worth alone?
 
 Asked of the naive solver, where they arose; our own fit stands beside it. It damps by the Hessian's own
-diagonal, so that the scale of a latent plays no part in its steps, only in the unit of `tol`.
+diagonal, so that the scale of a latent plays no part in its steps, only in the unit of `tol`. Answers 1 and
+2 are counts and stand on a page of their own, ``probe_questions.md``; answer 3 is in the table of all.
 """
 
 from __future__ import annotations
 
-import argparse
+import csv
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from naive_probe import IDEAS, NaiveResult, fit_naive, unit_of
-from probe_world import code_like_ade, interleaved, spread, timed, write_tables
+from probe_world import code_like_ade
+from table import Row, finish, interleaved, machine, parse, parser, ratio, timed
 
 from interp.probe import Sparse1DProbe
 from interp.probe.exact import exact_gradient
 
 Rows = list[dict[str, object]]
+IDEA = "Streaming solver: each repair alone"
 F32, F64 = torch.float32, torch.float64
 
 
@@ -63,7 +67,7 @@ def scales(world: World, repeats: int) -> Rows:
         row = (
             {"q": how}
             | world.judge(result)
-            | {"ns per event to find q": spread(cost)["median"] / world.x.nnz * 1e9}
+            | {"ns per event to find q": statistics.median(cost) / world.x.nnz * 1e9}
         )
         rows.append(row)
     mine = Sparse1DProbe().fit(world.x, world.y, n_classes=world.n_classes)
@@ -83,27 +87,21 @@ def scales(world: World, repeats: int) -> Rows:
     return rows
 
 
-def precisions(world: World, repeats: int) -> Rows:
+def precisions(world: World) -> Rows:
     """Question 2: parameters and sums in float32 or float64, four ways, inert pairs counted and not."""
     rows: Rows = []
     names = {F32: "float32", F64: "float64"}
     for skip_inert in (False, True):
-        kinds = {(p, s): {"param_dtype": p, "sum_dtype": s} for p in (F32, F64) for s in (F32, F64)}
-        results = {}
-
-        def job(kind: tuple, skip: bool = skip_inert, kinds: dict = kinds, results: dict = results) -> float:
-            results[kind] = world.run(skip_inert=skip, **kinds[kind])
-            return results[kind].seconds / len(results[kind].records)
-
-        seconds = interleaved({k: (lambda k=k: job(k)) for k in kinds}, repeats)
-        for kind in kinds:
-            what = {"parameters": names[kind[0]], "sums": names[kind[1]]}
-            rows.append(
-                what
-                | {"inert pairs": "skipped" if skip_inert else "kept"}
-                | world.judge(results[kind])
-                | {"s per iteration": statistics.median(seconds[kind])}
-            )
+        for parameters in (F32, F64):
+            for sums in (F32, F64):
+                result = world.run(skip_inert=skip_inert, param_dtype=parameters, sum_dtype=sums)
+                per_iteration = statistics.median(r["seconds"] for r in result.records)
+                rows.append(
+                    {"parameters": names[parameters], "sums": names[sums]}
+                    | {"inert pairs": "skipped" if skip_inert else "kept"}
+                    | world.judge(result)
+                    | {"s per iteration": per_iteration}
+                )
     for dtype in (F32, F64):
         mine = Sparse1DProbe(compute_dtype=dtype)
         taken = timed(lambda mine=mine: mine.fit(world.x, world.y, n_classes=world.n_classes))
@@ -121,52 +119,70 @@ def precisions(world: World, repeats: int) -> Rows:
     return rows
 
 
-def ideas(world: World, n_iter: int, repeats: int) -> Rows:
-    """Question 3: each repair alone, seconds per (class, iteration) beside the unrepaired solver."""
-    results: dict[str, NaiveResult] = {}
+def ideas(world: World, n_iter: int, repeats: int) -> list[Row]:
+    """Question 3: the unrepaired solver beside each repair alone, per class and iteration."""
+
+    def width(name: str) -> int:
+        return min(int(IDEAS[name].get("class_slab_size", 8)), world.n_classes)  # type: ignore[call-overload]
 
     def job(name: str) -> float:
-        results[name] = world.run(max_iter=n_iter, **IDEAS[name])
-        n_slab = IDEAS[name].get("class_slab_size", 8)
-        n_done = min(int(n_slab), world.n_classes)  # type: ignore[call-overload]
-        return results[name].seconds / len(results[name].records) / n_done
+        result = world.run(max_iter=n_iter, tol=0.0, **IDEAS[name])
+        return result.seconds / len(result.records) / width(name)
 
     seconds = interleaved({name: (lambda name=name: job(name)) for name in IDEAS}, repeats)
-    base = statistics.median(seconds["as published"])
-    rows: Rows = []
+    usual = "as published"
+    judged = {name: world.judge(world.run(**IDEAS[name]), width(name)) for name in IDEAS}
+    before = judged[usual]
+    rows = []
     for name in IDEAS:
-        full = world.run(**IDEAS[name])
-        judged = world.judge(full, int(IDEAS[name].get("class_slab_size", 8)))  # type: ignore[call-overload]
-        rows.append(
-            {"idea, alone": name}
-            | {f"s per class and iteration, {k}": v for k, v in spread(seconds[name]).items()}
-            | {"speed-up": base / statistics.median(seconds[name])}
-            | judged
+        if name == usual:
+            continue
+        after = judged[name]
+        note = (
+            f"per class and iteration; failed steps {before['failed steps']} → {after['failed steps']}, "
+            f"iterations {before['iterations']} → {after['iterations']}"
         )
+        rows.append(ratio(IDEA, f"{usual} ÷ {name}", seconds[usual], seconds[name], note=note))
     return rows
 
 
-def main(arguments: list[str] | None = None) -> str:
-    """Measure, write ``probe_questions.md`` and its CSV files, return the Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="seconds, to see that it works")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args(arguments)
+def write_page(out: Path, sections: dict[str, Rows]) -> str:
+    """Write ``probe_questions.md`` with all sections and a CSV file per section; returns the Markdown."""
+    out.mkdir(parents=True, exist_ok=True)
+    lines = ["# Open questions, answered", "", machine(), ""]
+    for section, rows in sections.items():
+        columns = list(dict.fromkeys(c for row in rows for c in row))
+        lines += [f"## {section}", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+        lines += ["| " + " | ".join(_cell(row.get(c, "")) for c in columns) + " |" for row in rows]
+        lines.append("")
+        slug = "".join(c if c.isalnum() else "-" for c in section.lower()).strip("-")
+        with open(out / f"probe_questions_{slug}.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+    text = "\n".join(lines)
+    (out / "probe_questions.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Measure, and write ``probe_questions.md``, ``probe_questions.csv`` and the table."""
+    options = parse(parser(__doc__), arguments)
     shape, max_iter, n_iter, repeats = (5_000, 256, 151, 60), 60, 4, options.repeats
     if options.quick:
-        shape, max_iter, n_iter, repeats = (400, 30, 9, 10), 4, 2, 1
+        shape, max_iter, n_iter = (400, 30, 9, 10), 4, 2
     n_rows, n_latents, n_classes, per_row = shape
     x, y = code_like_ade(n_rows, n_latents, n_classes, per_row, seed=3)
     # Stored in another precision than it is computed in, so that there is something to cast.
     world = World(x.astype(np.float64), y, n_classes, max_iter)
-    sections = {
-        "1. Scale of a latent": scales(world, repeats),
-        "2. Precision": precisions(world, repeats),
-        "3. Each idea alone": ideas(world, n_iter, repeats),
-    }
-    return write_tables(options.out, "probe_questions", "Open questions, answered", sections)
+    sections = {"1. Scale of a latent": scales(world, repeats), "2. Precision": precisions(world)}
+    print(write_page(options.out, sections))
+    return finish("probe_questions", ideas(world, n_iter, repeats), options)
 
 
 if __name__ == "__main__":
-    print(main())
+    main()
