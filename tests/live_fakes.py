@@ -210,3 +210,24 @@ def play(events: Iterator[ev.Event], seconds: float = 0.01, iteration_hook=None)
         if emit(event):
             break
     return out
+
+
+class Bench:
+    """For a slab tuner, without measuring: fastest at slab 16, block 64; passes fastest at 4,096 rows."""
+
+    n_latents, n_classes, n_rows = 256, 64, 20_000
+
+    def __init__(self, seconds=0.0):
+        self.seconds, self.asked = seconds, []
+
+    def auto(self):
+        return {"class_slab_size": 16, "latent_block_size": 20}
+
+    def solve(self, slab, block):
+        time.sleep(self.seconds)
+        self.asked.append((slab, block))
+        ns = 1.0 + abs(np.log2(slab / 16)) + abs(np.log2(block / 64))
+        return {"ns_per_eval": float(ns), "ns_low": 0.5, "ns_high": 9.0, "bytes": slab * block}
+
+    def rows(self, size):
+        return {"ns_per_event": 10.0 if size == 4096 else 20.0, "ns_low": 9.0, "ns_high": 21.0, "bytes": 8}

@@ -145,6 +145,59 @@ def test_memory_does_not_grow_over_100_000_events(monitor, events, largest, monk
     assert grown < 600_000
 
 
+def groups(events: list, stride: int) -> list[list]:
+    return [events[i : i + stride] for i in range(0, len(events), stride)]
+
+
+def test_a_long_fit_keeps_its_extremes():
+    events = [e for e in fit_events(n_slabs=151, width=1) if isinstance(e, ev.IterationEnd)]
+    history = FitDigest.of(events).iterations
+    assert history.stride >= 4
+    for name, field, extreme in (
+        ("x", None, None),
+        ("fail", "n_fail", max),
+        ("lam_min", "lam_min", min),
+        ("lam_max", "lam_max", max),
+        ("loss_max", "loss_max", max),
+        ("grad", "grad_max", max),
+        ("active", "n_active", np.mean),
+        ("lam_median", "lam_median", np.mean),
+    ):
+        if field is None:  # a group stands at its last iteration
+            want = [min(i + history.stride, len(events)) for i in range(0, len(events), history.stride)]
+        else:
+            values = [[getattr(e, field) for e in g] for g in groups(events, history.stride)]
+            want = [extreme([v for v in g if v == v] or [math.nan]) for g in values]
+        np.testing.assert_allclose(history[name], want, rtol=1e-12, err_msg=name)
+
+
+def test_a_long_capture_keeps_its_speed_and_its_peak():
+    events = [e for e in capture_events(2500) if isinstance(e, ev.BatchEnd)]
+    history = CaptureDigest.of(events).batches
+    assert history.stride >= 4
+    parts = groups(events, history.stride)
+    for name, field in (("real", "tokens_real"), ("padded", "tokens_padded"), ("seconds", "seconds")):
+        np.testing.assert_allclose(history[name], [sum(getattr(e, field) for e in g) for g in parts])
+    np.testing.assert_array_equal(history["bytes"], [max(e.bytes_resident for e in g) for g in parts])
+    np.testing.assert_array_equal(history["prompts"], [g[-1].prompts_done for g in parts])
+
+
+def test_pairs_of_latents_that_never_fire_are_done_with_their_classes():
+    events = [
+        type(e)(**{**e.__dict__, "n_pairs": e.n_pairs * 2034 // 2048}) if isinstance(e, ev.SlabEnd) else e
+        for e in fit_events()
+    ]
+    head, _ = FitDigest.of(events).frame()
+    assert head["pairs_done"] == head["pairs_total"] == 151 * 2048
+
+
+def test_the_time_of_the_summary_is_part_of_the_fit():
+    begin, *rest = fit_events()
+    begin = type(begin)(**{**begin.__dict__, "summary_seconds": 5.0})
+    digest = FitDigest.of([begin, *rest[:3]])
+    assert digest.elapsed(begin.time + 2.0) == pytest.approx(7.0)
+
+
 def test_a_failure_stays_in_the_picture_however_long_the_fit():
     digest = FitDigest.of(long_fit(100_000))
     head, _ = digest.frame()

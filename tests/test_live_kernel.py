@@ -41,6 +41,8 @@ def cells():
         "fakes.play(fakes.fit_events(2), 0, JsonlLog(folder + '/job.jsonl'))\n"
         "logs = FitMonitor(folder)\nlogs",
         "import time\nwhile not logs.jobs:\n    time.sleep(0.05)\nlogs.close()",
+        "held = run.start(fakes.play, fakes.fit_events(), 0.0, paused=True)\n"
+        "held.view = FitMonitor(held, title='<b>held</b>')\nheld",
     )
 
 
@@ -79,6 +81,11 @@ def test_a_failed_run_leaves_its_message(cells):
 def test_a_monitor_of_logs_leaves_its_picture_when_it_is_closed(cells):
     assert "Probe fit" in still(cells[6])
     assert "data:image/png;base64," in still(cells[6])
+
+
+def test_saved_in_the_middle_of_a_run_it_says_what_is_missing(cells):
+    assert "<em>&lt;b&gt;held&lt;/b&gt;: the live view needs its kernel;" in still(cells[8])
+    assert "<img" not in still(cells[8])
 
 
 def test_nothing_is_printed_by_workers(cells):

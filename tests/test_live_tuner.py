@@ -7,30 +7,10 @@ import time
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from live_fakes import Bench
 
 from interp import Sparse1DProbe
 from interp.live.tuner import FitBench, SlabTuner
-
-
-class FakeBench:
-    """Fastest at slab 16, block 64; passes are fastest at 4,096 rows."""
-
-    n_latents, n_classes, n_rows = 256, 64, 20_000
-
-    def __init__(self, seconds=0.0):
-        self.seconds, self.asked = seconds, []
-
-    def auto(self):
-        return {"class_slab_size": 16, "latent_block_size": 20}
-
-    def solve(self, slab, block):
-        time.sleep(self.seconds)
-        self.asked.append((slab, block))
-        ns = 1.0 + abs(np.log2(slab / 16)) + abs(np.log2(block / 64))
-        return {"ns_per_eval": float(ns), "ns_low": 0.5, "ns_high": 9.0, "bytes": slab * block}
-
-    def rows(self, size):
-        return {"ns_per_event": 10.0 if size == 4096 else 20.0, "ns_low": 9.0, "ns_high": 21.0, "bytes": 8}
 
 
 @pytest.fixture
@@ -41,7 +21,7 @@ def data():
 
 
 def test_every_setting_is_measured_and_the_best_applied():
-    probe, bench = Sparse1DProbe(), FakeBench()
+    probe, bench = Sparse1DProbe(), Bench()
     tuner = SlabTuner(probe, None, bench=bench)
     table = tuner.measure()
     assert tuner.axes["class_slab_size"] == [4, 16, 64]
@@ -54,18 +34,24 @@ def test_every_setting_is_measured_and_the_best_applied():
     assert tuner.best_rows["row_batch_size"] == 4096
     assert tuner.apply_best() is probe
     assert (probe.class_slab_size, probe.latent_block_size, probe.row_batch_size) == (16, 64, 4096)
+    assert tuner.applied == {"class_slab_size": 16, "latent_block_size": 64, "row_batch_size": 4096}
     tuner.apply(class_slab_size="auto")
     assert probe.class_slab_size == "auto"
     assert "interp-static" in tuner._place._html
+    assert "<td>4,096</td>" in tuner._place._html
+    light = tuner._place._html
+    tuner._on_message(tuner, {"do": "theme", "dark": True}, [])
+    tuner.measure()
+    assert tuner._place._html != light  # a picture for the theme that the browser told
 
 
 def test_measuring_twice_replaces_the_first_measurement():
-    tuner = SlabTuner(Sparse1DProbe(), None, bench=FakeBench())
+    tuner = SlabTuner(Sparse1DProbe(), None, bench=Bench())
     assert len(tuner.measure()) == len(tuner.measure()) == 15
 
 
 def test_the_buttons_measure_in_the_background_and_stop():
-    tuner = SlabTuner(Sparse1DProbe(), None, bench=FakeBench(seconds=0.05))
+    tuner = SlabTuner(Sparse1DProbe(), None, bench=Bench(seconds=0.05))
     tuner._on_message(tuner, {"do": "measure"}, [])
     assert tuner.busy
     tuner._on_message(tuner, {"do": "measure"}, [])
@@ -82,19 +68,19 @@ def test_the_buttons_measure_in_the_background_and_stop():
 
 
 def test_what_cannot_be_done_is_said():
-    tuner = SlabTuner(Sparse1DProbe(), None, bench=FakeBench())
+    tuner = SlabTuner(Sparse1DProbe(), None, bench=Bench())
     with pytest.raises(RuntimeError, match="nothing measured yet"):
         tuner.apply_best()
     tuner._on_message(tuner, {"do": "apply", "sizes": {"class_slab_size": 8}}, [])
     assert tuner.probe.class_slab_size == 8
     with pytest.raises(ValueError, match="latent_block_sizes"):
-        SlabTuner(Sparse1DProbe(), None, bench=FakeBench(), latent_block_sizes=[0, 4])
+        SlabTuner(Sparse1DProbe(), None, bench=Bench(), latent_block_sizes=[0, 4])
     with pytest.raises(ValueError, match="repeats"):
-        SlabTuner(Sparse1DProbe(), None, bench=FakeBench(), repeats=0)
+        SlabTuner(Sparse1DProbe(), None, bench=Bench(), repeats=0)
 
 
 def test_an_error_while_measuring_is_shown():
-    class Broken(FakeBench):
+    class Broken(Bench):
         def solve(self, slab, block):
             raise MemoryError("no room for 10 TiB")
 

@@ -369,7 +369,6 @@ function paint(canvas, tip, at, theme, spec) {
     }
   }
   // Last, on a halo of paper: a label reads wherever its level lies, at the top below it.
-  c.textAlign = "right";
   c.lineWidth = 3;
   c.strokeStyle = theme.paper;
   for (const level of spec.levels || []) {
@@ -377,8 +376,10 @@ function paint(canvas, tip, at, theme, spec) {
     const below = y - 14 < box.y;
     c.textBaseline = below ? "top" : "bottom";
     c.fillStyle = level.colour || theme.soft;
-    c.strokeText(level.label, box.x + box.w - 2, y + (below ? 4 : -2));
-    c.fillText(level.label, box.x + box.w - 2, y + (below ? 4 : -2));
+    c.textAlign = level.left ? "left" : "right";
+    const where = [level.left ? box.x + 4 : box.x + box.w - 2, y + (below ? 4 : -2)];
+    c.strokeText(level.label, ...where);
+    c.fillText(level.label, ...where);
   }
   c.restore();
 

@@ -91,6 +91,7 @@ const FIT = {
       lines: [{ x, y: it.lam_median, colour: t.orange, dot: live }],
       legend: [["min to max", t.orange, "pale"], ["quartiles", t.orange, "band"], ["median", t.orange]],
       tip: nearest(x, (i) => [...where(i), ["max", short(it.lam_max[i])], ["upper quartile", short(it.lam_q3[i])], ["median", short(it.lam_median[i])], ["lower quartile", short(it.lam_q1[i])], ["min", short(it.lam_min[i])]]),
+      says: `Damping lambda by iteration: median ${short(it.lam_median.at(-1))}, from ${short(it.lam_min.at(-1))} to ${short(it.lam_max.at(-1))}`,
     });
     const sl = s.slabs;
     const n = sl.slab.length;
@@ -123,9 +124,10 @@ const FIT = {
         { x, y: it.loss_mean, colour: t.green, points: rare },
         { x, y: it.grad, colour: t.purple, dot: live },
       ],
-      levels: h.tol ? [{ y: h.tol, colour: t.soft, label: "tol" }] : [],
+      levels: h.tol ? [{ y: h.tol, colour: t.soft, label: "tol", left: true }] : [],
       legend: [["mean loss", t.green], ["max loss", t.sky], ["max gradient", t.purple]],
       tip: nearest(x, (i) => [...where(i), ["mean loss", short(it.loss_mean[i])], ["max loss", short(it.loss_max[i])], ["max gradient", short(it.grad[i])]]),
+      says: `Loss and gradient by iteration: largest gradient ${short(it.grad.at(-1))}, tolerance ${short(h.tol)}`,
     });
   },
 };
@@ -170,6 +172,7 @@ const CAPTURE = {
         const i = found(pointer, px);
         return i < 0 ? null : { x: middle(i, px), rows: [["batch", whole(x[i])], ["prompts", short(b.n_prompts[i])], ["real tokens/s", whole(real[i])], ["padded tokens/s", whole(padded[i])], ["seconds", short(b.seconds[i])]] };
       },
+      says: `Tokens per second by batch: ${short(h.real_per_s)} real, ${short(h.padded_per_s)} with padding`,
     });
     const gib = Array.from(b.bytes, (v) => v / 2 ** 30);
     panels[1].draw(t, {
@@ -181,6 +184,7 @@ const CAPTURE = {
         const i = found(pointer, px);
         return i < 0 ? null : { x: middle(i, px), rows: [["batch", whole(x[i])], ["in use", bytes(b.bytes[i])], ["there is", bytes(h.bytes_total)]] };
       },
+      says: `Memory in use by batch: ${bytes(h.bytes)} of ${bytes(h.bytes_total)}`,
     });
     panels[2].bars(t, Object.entries(h.stages).map(([name, v]) => [name, v, span(v), t.green]), "seconds");
     // Rows are named vector@site; what all of them share stands in the legend, once.
@@ -190,6 +194,7 @@ const CAPTURE = {
     panels[3].draw(t, {
       heat: { rows: one ? names.map((n) => n.slice(shared.length)) : names, columns: h.tokens, values: Object.values(s.projections) },
       empty: "no vectors to project on",
+      says: `Projections of ${h.tokens.length} tokens of ${h.prompt_id || "a prompt"}, ${names.length} rows`,
       legend: h.prompt_id ? [[one ? `${shared.slice(0, -1)} · ${h.prompt_id}` : h.prompt_id, t.soft, "none"], ["negative", diverging(-0.9, t), "box"], ["positive", diverging(0.9, t), "box"]] : [],
     });
   },
@@ -219,8 +224,9 @@ const LENS = {
     panels[1].draw(t, {
       y: "linear", xkind: "tight", ylabel: "F1", xlabel: "samples",
       lines: curves.map((c) => ({ x: c.map((p) => p[0]), y: c.map((p) => p[1]), colour: t.blue, width: 1, alpha: 0.45 })),
-      levels: h.target ? [{ y: h.target, colour: t.vermillion, label: "target" }] : [],
+      levels: h.target ? [{ y: h.target, colour: t.vermillion, label: "target", left: true }] : [],
       legend: [["a lens", t.blue]],
+      says: `Learning curves of ${curves.length} lenses: F1 by number of samples, target ${short(h.target)}`,
     });
     const q = h.quartiles;
     const known = (v) => v.map((x) => (x === null ? NaN : x));
@@ -228,9 +234,10 @@ const LENS = {
       y: "linear", ylabel: "F1", xlabel: "iteration", wholeX: true,
       bands: [{ x: q.x, lo: known(q.q1), hi: known(q.q3), colour: t.blue, alpha: 0.25 }],
       lines: [{ x: q.x, y: known(q.median), colour: t.blue }],
-      levels: h.target ? [{ y: h.target, colour: t.vermillion, label: "target" }] : [],
+      levels: h.target ? [{ y: h.target, colour: t.vermillion, label: "target", left: true }] : [],
       legend: [["quartiles", t.blue, "band"], ["median", t.blue]],
       tip: nearest(q.x, (i) => [["iteration", q.x[i]], ["lenses", whole(q.n[i])], ["upper quartile", short(q.q3[i])], ["median", short(q.median[i])], ["lower quartile", short(q.q1[i])]]),
+      says: `F1 over all lenses by iteration: median ${short(q.median.at(-1))}, quartiles ${short(q.q1.at(-1))} and ${short(q.q3.at(-1))}`,
     });
     const scored = table.filter((r) => r.score !== null).sort((a, b) => a.score - b.score);
     panels[3].draw(t, {
@@ -240,6 +247,7 @@ const LENS = {
       levels: [[0.5, "A"], [0.2, "B"]].map(([y, label]) => ({ y, label, colour: t.soft })),
       legend: GRADES.map((g) => [g, colour[g], "box"]),
       tip: nearest([...scored.keys()], (i) => [["concept", scored[i].term], ["grade", scored[i].grade], ["score", short(scored[i].score)], ["interval", `${short(scored[i].low)} … ${short(scored[i].high)}`]]),
+      says: `Scores of ${scored.length} lenses with their intervals, sorted`,
     });
     panels[4].table(t, table, colour);
   },
@@ -421,7 +429,6 @@ function render({ model, el }) {
     summary.hidden = !head.jobs_say;
     jobs.hidden = list.length < 2;
     if (list.length > 1) {
-
       // Entries are kept: one that is replaced while the mouse is down would never be clicked.
       for (const [k, [name, jobState, fraction]] of list.entries()) {
         if (!entries.has(name)) {

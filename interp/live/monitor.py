@@ -40,7 +40,7 @@ _HERE = Path(__file__).parent
 #: Seconds between two frames.
 PERIOD = 0.25
 
-#: A logged job that has said nothing for so many seconds is shown as silent.
+#: A job that has said nothing for so many seconds is shown as silent (of a run, more is known).
 SILENT = 60.0
 
 #: In the order in which they are counted.
@@ -128,10 +128,11 @@ class Monitor(anywidget.AnyWidget):
         self._stop_asked = False
         self._thread: threading.Thread | None = None
         self._dark = False
+        self._heard = False  # an event since the last frame
         self._table_of: Any = None  # what the table was last made of
         self._frames, self._frame_total = 0, 0.0
         super().__init__(uid=uuid.uuid4().hex, steps=list(self.step_names))
-        self._place = Place(self.uid)
+        self._place = Place(self.uid, self._title)
         self.on_msg(self._on_message)
         if self.run is not None:
             self.run.add_hook(self)
@@ -146,6 +147,7 @@ class Monitor(anywidget.AnyWidget):
         with self._lock:
             digest = self._digest_of("")
             digest.add(event)
+            self._heard = True
         if self._thread is None and digest.state == "running":
             self._start()
         return self._stop_asked and self.run is None
@@ -163,7 +165,7 @@ class Monitor(anywidget.AnyWidget):
     def _watch(self) -> None:
         idle = 0
         while not self._closed:
-            # Logs are looked at less often while nobody writes them.
+            # Frames and looks at logs are rarer while nothing happens: a job may have died without a word.
             self._wake.wait(PERIOD if idle < 40 else 4 * PERIOD)
             self._wake.clear()
             try:
@@ -186,7 +188,8 @@ class Monitor(anywidget.AnyWidget):
 
     def _poll(self) -> bool:
         if self._tail is None:
-            return True
+            heard, self._heard = self._heard or self.run is not None, False
+            return heard
         found, deadline = False, time.monotonic() + PERIOD
         for job, event in self._tail.new():
             found = True
@@ -235,7 +238,7 @@ class Monitor(anywidget.AnyWidget):
         return self._job_state(self.digest, time.time())
 
     def _job_state(self, digest: Digest, now: float) -> str:
-        silent = self._tail is not None and digest.state == "running" and now - digest.latest > SILENT
+        silent = digest.state == "running" and now - digest.latest > SILENT
         return "silent" if silent else digest.state
 
     def refresh(self) -> None:
@@ -347,12 +350,13 @@ class Monitor(anywidget.AnyWidget):
         raise NotImplementedError
 
     def _draw_still(self) -> None:
+        message, state = self._message(), self.state
         with self._lock:
             rows = self.digest.table()
-            picture = plots.png(self.figure(dark=self._dark))
-        message = self._message()
-        rows = [*rows, ["error", message]] if message else rows
-        self._place.fill(still_html(self.uid, self._title, self.state, picture, rows))
+            rows += [[k, v] for k, v in (("error", message), ("jobs", self.head.get("jobs_say"))) if v]
+            title = self.head.get("title", self._title)  # of several jobs, with the name of the one shown
+            page = still_html(self.uid, title, state, lambda: plots.png(self.figure(dark=self._dark)), rows)
+        self._place.fill(page)
 
     def show(self) -> None:
         """Display the monitor here, with the place of the picture that stays."""
@@ -383,7 +387,7 @@ class FitMonitor(Monitor):
         return super()._note(digest)
 
     def figure(self, *, dark: bool = False) -> Figure:
-        """The static picture of this moment: `interp.live.plots.fit_figure`."""
+        """The static picture of this moment, `interp.live.plots.fit_figure`; `dark` as there."""
         return plots.fit_figure(self.digest, dark=dark)  # type: ignore[arg-type]
 
 
@@ -395,7 +399,7 @@ class CaptureMonitor(Monitor):
     step_names = ("Step batch", "")
 
     def figure(self, *, dark: bool = False) -> Figure:
-        """The static picture of this moment: `interp.live.plots.capture_figure`."""
+        """The static picture of this moment, `interp.live.plots.capture_figure`; `dark` as there."""
         return plots.capture_figure(self.digest, dark=dark)  # type: ignore[arg-type]
 
 
@@ -427,5 +431,5 @@ class LensMonitor(Monitor):
         return list(digest.rows.values())[::-1]
 
     def figure(self, *, dark: bool = False) -> Figure:
-        """The static picture of this moment: `interp.live.plots.lens_figure`."""
+        """The static picture of this moment, `interp.live.plots.lens_figure`; `dark` as there."""
         return plots.lens_figure(self.digest, dark=dark)  # type: ignore[arg-type]

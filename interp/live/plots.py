@@ -99,7 +99,7 @@ def fit_figure(source: FitDigest | Iterable[Event], *, dark: bool = False) -> Fi
         _log(lam)
         _legend(lam, theme)
 
-    _label(slabs, "Seconds by slab", "first class of the slab", "seconds", theme)
+    _label(slabs, "Seconds by slab", "class", "seconds", theme)
     bars = digest.slabs
     if len(bars):
         start, width, height = bars["start"], 0.9 * (bars["stop"] - bars["start"]), bars["seconds"]
@@ -126,13 +126,9 @@ def fit_figure(source: FitDigest | Iterable[Event], *, dark: bool = False) -> Fi
             drawn = True
     if digest.begin is not None:
         loss.axhline(digest.begin.tol, color=theme.ink, lw=0.8, ls=":")
-        at = {
-            "xy": (1, digest.begin.tol),
-            "xycoords": ("axes fraction", "data"),
-            "ha": "right",
-            "va": "bottom",
-        }
-        loss.annotate("tol", fontsize=7.5, color=theme.ink, **at)
+        at = (0.01, digest.begin.tol)  # on the left, where gradients are still large
+        where = ("axes fraction", "data")
+        loss.annotate("tol", at, xycoords=where, va="bottom", fontsize=7.5, color=theme.ink)
     if drawn:
         _log(loss)
         _legend(loss, theme)

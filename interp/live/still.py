@@ -1,9 +1,10 @@
 """What stays in the output when a run has ended: a picture and a table, without JavaScript or a kernel.
 
 A widget's state is not saved with a notebook. So a monitor is shown in two outputs: the widget, and
-an empty place with a display id. When the run has ended, the place gets a picture. While the widget
-lives on the page it hides the picture (a rule in monitor.js); where no kernel runs, the picture is
-there and the style below hides the "model not found" that Jupyter writes in the widget's place.
+a place with a display id. When the run has ended, the place gets a picture; before, it says that one will
+come, for whoever opens a notebook that was saved too early. While the widget lives on the page it hides the
+place (a rule in monitor.js); where no kernel runs, the place is seen, and the style below hides the
+"model not found" that Jupyter writes in the widget's stead.
 
 The picture is published by the kernel's own thread, never by a worker: by the event loop when the
 kernel is free, or at the end of the cell that waited for the run, so that `nbconvert --execute` and
@@ -14,11 +15,14 @@ from __future__ import annotations
 
 import base64
 import html
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 __all__ = ["Place", "in_notebook", "still_html"]
+
+logger = logging.getLogger(__name__)
 
 #: Seconds that the end of a cell waits for a picture that is being drawn.
 _PATIENCE = 20.0
@@ -30,8 +34,8 @@ _STYLE = """<style>
 .interp-static tr {{ background: none !important; }}
 .interp-static th, .interp-static td {{
   text-align: left !important; padding: 2px 14px 2px 0 !important; font-weight: 400 !important; }}
-.interp-static th {{ opacity: 0.7; }}
-.jp-OutputArea:has([data-run="{uid}"] img) .jupyter-widgets:not(:has(*)) {{ display: none; }}
+.interp-static th, .interp-static em {{ opacity: 0.7; }}
+.jp-OutputArea:has([data-run="{uid}"]) .jupyter-widgets:not(:has(*)) {{ display: none; }}
 </style>"""
 
 
@@ -48,29 +52,36 @@ def _kernel() -> Any:
     return getattr(get_ipython(), "kernel", None)
 
 
-def still_html(uid: str, title: str, state: str, picture: bytes, rows: Sequence[Sequence[str]]) -> str:
-    """A picture (PNG) over a table of (name, value), as HTML that needs nothing else."""
-    cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows)
+def still_html(
+    uid: str, title: str, state: str, draw: Callable[[], bytes], rows: Sequence[Sequence[str]]
+) -> str:
+    """The PNG that `draw` returns over a table of (name, value), as HTML that needs nothing else."""
     heading = f"{html.escape(title)}: {html.escape(state)}"
-    image = base64.b64encode(picture).decode()
+    try:
+        image = f'<img alt="{heading}" src="data:image/png;base64,{base64.b64encode(draw()).decode()}">'
+    except Exception as error:  # whatever it is (no matplotlib, no room on the disk): the table stays
+        logger.warning("no picture of %s: %s", title, error)
+        image, rows = "", [*rows, ["picture", f"{type(error).__name__}: {error}"]]
+    cells = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows)
     return (
         f'<div class="interp-static" data-run="{uid}">{_STYLE.format(uid=uid)}'
-        f'<b>{heading}</b><img alt="{heading}" src="data:image/png;base64,{image}">'
-        f"<table>{cells}</table></div>"
+        f"<b>{heading}</b>{image}<table>{cells}</table></div>"
     )
 
 
 class Place:
-    """The output below a monitor, empty until `fill`.
+    """The output below a monitor, without a picture until `fill`.
 
     Parameters
     ----------
     uid : str
         Name of the run's place: its display id, and what the widget hides while it lives.
+    title : str
+        Of what it shows; named until then, to a reader without a kernel.
     """
 
-    def __init__(self, uid: str) -> None:
-        self.uid = uid
+    def __init__(self, uid: str, title: str) -> None:
+        self.uid, self._title = uid, title
         self._drawn = threading.Event()
         self._expected: Callable[[], bool] = lambda: False
         self._html = ""
@@ -120,6 +131,9 @@ class Place:
     def _display(self, *, update: bool) -> None:
         from IPython.display import display, update_display
 
-        page = self._html or f'<div class="interp-static" data-run="{self.uid}"></div>'
+        style = _STYLE.format(uid=self.uid)
+        waits = f"{html.escape(self._title)}: the live view needs its kernel; a picture stays at its end."
+        empty = f'<div class="interp-static" data-run="{self.uid}">{style}<em>{waits}</em></div>'
+        page = self._html or empty
         show = update_display if update else display
         show({"text/html": page, "text/plain": ""}, raw=True, display_id=f"interp-{self.uid}")

@@ -16,6 +16,8 @@ function render({ model, el }) {
   const two = (v) => short(+v.toPrecision(2));
   const chosen = {};
   let touched = false;
+  let applied = null;
+  let told = null; // the theme that the kernel draws its picture for
 
   const sliders = NAMES.map(([name, unit]) => {
     const input = make("input", { type: "range", min: "0", step: "1", "aria-label": name });
@@ -39,12 +41,16 @@ function render({ model, el }) {
         "div", {},
         make("h4", {}, "Solve: ns per evaluation", make("small", {}, "class_slab_size ↓ × latent_block_size →")), map,
         make("h4", {}, "Pass over the data: ns per event", make("small", {}, "row_batch_size")), strip,
-        make("p.i-status", {}, "★ fastest · a = what “auto” takes · medians"),
+        make("p.i-status", {}, "the bluer, the faster · ★ fastest · a = what “auto” takes · medians"),
       ),
     ),
   );
   measure.addEventListener("click", () => send(model.get("busy") ? "stop" : "measure"));
-  best.addEventListener("click", () => send("apply_best"));
+  best.addEventListener("click", () => {
+    applied = null; // the sliders go there even if the probe is there already
+    send("apply_best");
+    ask();
+  });
   these.addEventListener("click", () => send("apply", { sizes: chosen }));
 
   function choose(change) {
@@ -70,9 +76,15 @@ function render({ model, el }) {
   function draw() {
     const theme = themeOf(root);
     root.classList.toggle("i-dark", theme.dark);
+    if (theme.dark !== told) send("theme", { dark: (told = theme.dark) });
     const { class_slab_size: slabs, latent_block_size: blocks, row_batch_size: batches } = axes();
     const [top, topRows, auto] = [model.get("best"), model.get("best_rows"), model.get("auto")];
     if (!touched && auto) Object.assign(chosen, auto); // the sliders start at what "auto" takes
+    if (model.get("applied") !== applied) {
+      applied = model.get("applied"); // and go where the probe is set to, be it by a button or by a cell
+      for (const [name, value] of Object.entries(applied)) if (axes()[name].includes(value)) chosen[name] = value;
+      touched = touched || Object.keys(applied).length > 0;
+    }
     for (const [name] of NAMES) if (!axes()[name].includes(chosen[name])) chosen[name] = axes()[name][0];
     for (const s of sliders) {
       const values = axes()[s.name];
@@ -112,10 +124,10 @@ function render({ model, el }) {
     const cell = cells.get(`${chosen.class_slab_size}|${chosen.latent_block_size}`);
     facts.replaceChildren(
       ...[
-        ["ns per evaluation", cell ? `${two(cell.ns_per_eval)} (${two(cell.ns_low)} … ${two(cell.ns_high)})` : "–"],
-        ["memory (estimate)", cell ? bytes(cell.bytes) : "–"],
-        ["against the fastest", cell && top ? "× " + (cell.ns_per_eval / top.ns_per_eval).toFixed(2) : "–"],
-      ].map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))),
+        ["ns per evaluation", cell ? two(cell.ns_per_eval) : "–", cell ? `quartiles ${two(cell.ns_low)} … ${two(cell.ns_high)}` : ""],
+        ["memory", cell ? bytes(cell.bytes) : "–", "estimate"],
+        ["of the fastest", cell && top ? "× " + (cell.ns_per_eval / top.ns_per_eval).toFixed(2) : "–", ""],
+      ].map(([name, value, more]) => make("div", {}, make("dt", {}, name), make("dd", {}, value), make("small", {}, more))),
     );
     const busy = model.get("busy");
     measure.textContent = busy ? "Stop" : "Measure";
@@ -124,7 +136,7 @@ function render({ model, el }) {
     status.textContent = model.get("message");
   }
 
-  const WATCHED = ["axes", "cells", "row_cells", "auto", "best", "best_rows", "busy", "message"];
+  const WATCHED = ["axes", "cells", "row_cells", "auto", "best", "best_rows", "applied", "busy", "message"];
   let asked = 0;
   const ask = () => {
     if (!asked) asked = requestAnimationFrame(() => ((asked = 0), draw()));

@@ -55,8 +55,8 @@ class FitBench:
     Parameters
     ----------
     probe : Sparse1DProbe
-    x, y, n_classes
-        As for ``probe.fit``; of several row shards, the first is measured on.
+    x, y, n_classes : as for ``probe.fit``
+        Of several row shards, the first is measured on.
     repeats : int
         Measurements per setting, of which the median counts.
     """
@@ -110,8 +110,8 @@ class SlabTuner(anywidget.AnyWidget):
     ----------
     probe : Sparse1DProbe
         The probe whose sizes `apply` and `apply_best` set (with ``set_params``).
-    x, y
-        The data to measure on, as for ``probe.fit``.
+    x, y : as for ``probe.fit``
+        The data to measure on.
     class_slab_sizes, latent_block_sizes, row_batch_sizes : sequence of int, optional
         Settings to measure; by default powers of four up to what the data has.
     n_classes : int, optional
@@ -144,6 +144,7 @@ class SlabTuner(anywidget.AnyWidget):
     auto = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
     best = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
     best_rows = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    applied = traitlets.Dict().tag(sync=True)
     busy = traitlets.Bool(False).tag(sync=True)
     message = traitlets.Unicode().tag(sync=True)
 
@@ -171,8 +172,9 @@ class SlabTuner(anywidget.AnyWidget):
         }
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._dark = False
         super().__init__(uid=uuid.uuid4().hex, axes=axes)
-        self._place = Place(self.uid)
+        self._place = Place(self.uid, "Slab tuner")
         self.on_msg(self._on_message)
 
     # --------------------------------------------------------------------------- measuring
@@ -196,7 +198,7 @@ class SlabTuner(anywidget.AnyWidget):
         self._thread.start()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait for the measurement in the background."""
+        """Wait for the measurement in the background, for `timeout` seconds at most."""
         if self._thread is not None:
             self._thread.join(timeout)
 
@@ -266,8 +268,14 @@ class SlabTuner(anywidget.AnyWidget):
         ----------
         **sizes : int or "auto"
             class_slab_size, latent_block_size, row_batch_size; those left out stay.
+
+        Returns
+        -------
+        Sparse1DProbe
+            The probe.
         """
         self.probe.set_params(**sizes)
+        self.applied = dict(sizes)
         self.message = "applied: " + ", ".join(f"{k}={v}" for k, v in sizes.items())
         return self.probe
 
@@ -289,7 +297,9 @@ class SlabTuner(anywidget.AnyWidget):
     def _on_message(self, _: Any, content: dict[str, Any], __: Any) -> None:
         do = content.get("do")
         try:
-            if do == "measure":
+            if do == "theme":
+                self._dark = bool(content.get("dark"))
+            elif do == "measure":
                 self.start()
             elif do == "stop":
                 self.stop()
@@ -303,10 +313,13 @@ class SlabTuner(anywidget.AnyWidget):
     def _still(self) -> str:
         best, rows = self.best or {}, self.best_rows or {}
         values = [[n, f"{best[n]:,}"] for n in SIZES]
-        values += [[ROWS, str(rows.get(ROWS, "not measured"))]]
+        values += [[ROWS, f"{rows[ROWS]:,}" if rows else "not measured"]]
         values += [["ns per evaluation", f"{best['ns_per_eval']:.3g}"]]
-        picture = plots.png(plots.tuning_figure(self.cells, self.auto))
-        return still_html(self.uid, "Slab tuner", "the best of what was measured", picture, values)
+
+        def draw() -> bytes:
+            return plots.png(plots.tuning_figure(self.cells, self.auto, dark=self._dark))
+
+        return still_html(self.uid, "Slab tuner", "the best of what was measured", draw, values)
 
     def _ipython_display_(self) -> None:
         if not in_notebook():

@@ -23,6 +23,9 @@ SHOTS = ROOT / "runs" / "browser"
 #: pip install --no-deps --target runs/ipykernel6 "ipykernel<7"
 IPYKERNEL6 = Path(os.environ.get("INTERP_IPYKERNEL6", ROOT / "runs" / "ipykernel6"))
 
+#: Device pixels of a CSS pixel, for pictures that look sharp.
+SCALE = float(os.environ.get("INTERP_BROWSER_SCALE", "1"))
+
 CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -94,7 +97,7 @@ class Lab:
     def _api(self, what: str, method: str = "GET"):
         headers = {"Authorization": f"token {self.token}"}
         request = urllib.request.Request(f"{self.url}/api/{what}", headers=headers, method=method)
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read() or b"null")
 
     def run_all(self, page) -> None:
@@ -210,7 +213,7 @@ def page(request, browser, lab: Lab):
     """
     expected = getattr(request.function, "expected_console", None)
     sources = getattr(request.function, "console_of", ("",))
-    context = browser.new_context(viewport={"width": 1280, "height": 1400})
+    context = browser.new_context(viewport={"width": 1280, "height": 1400}, device_scale_factor=SCALE)
     context.set_extra_http_headers({"Authorization": f"token {lab.token}"})
     page = context.new_page()
     page.goto(f"{lab.url}/lab?token={lab.token}", wait_until="commit")
@@ -218,10 +221,12 @@ def page(request, browser, lab: Lab):
     page.on("pageerror", lambda error: problems.append(f"page error: {error} {error.stack}"))
     page.on("console", lambda m: problems.append(f"{m.text} {m.location}") if m.type == "error" else None)
     yield page
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SHOTS / f"end-{request.node.name}.png")
-    context.close()
-    lab.shutdown()
+    try:
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=SHOTS / f"end-{request.node.name}.png", scale="css")
+    finally:  # whatever this page had, the next test starts without its kernels
+        context.close()
+        lab.shutdown()
     problems = [p for p in problems if any(source in p for source in sources)]
     assert not [p for p in problems if expected is None or expected not in p]
 

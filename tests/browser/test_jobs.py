@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
-from pages import MONITOR, open_and_run, picture, state, steps, until
+from pages import (
+    MONITOR,
+    it_moves,
+    it_steps,
+    it_stops,
+    it_stops_at_once,
+    open_and_run,
+    settled,
+    state,
+    steps,
+    until,
+)
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -52,36 +61,10 @@ def tile(page, name: str) -> str:
     )
 
 
-def it_moves(page) -> None:
-    """Numbers and charts, within two seconds."""
-    seen, pictures, end = set(), set(), time.monotonic() + 2.0
-    while time.monotonic() < end:
-        seen.add(steps(page))
-        pictures.add(picture(page))
-        time.sleep(0.05)
-    assert len(seen) >= 4
-    assert len(pictures) >= 4
-
-
 def it_holds(page) -> int:
     press(page, "Pause")
     until(lambda: state(page) == "paused")
-    time.sleep(0.8)  # what was under way when it was pressed
-    held = steps(page)
-    time.sleep(0.8)
-    assert steps(page) == held
-    return held
-
-
-def it_stops(lab, page) -> float:
-    """Press Stop; seconds until the job has ended."""
-    ended = lab.root / "ended"
-    ended.unlink(missing_ok=True)
-    stop = page.locator(MONITOR).first.get_by_role("button", name="Stop")
-    clicked = stop.evaluate("button => { button.click(); return Date.now() / 1000; }")
-    until(lambda: ended.exists() and ended.read_text())
-    until(lambda: state(page) == "stopped")
-    return float(ended.read_text()) - clicked
+    return settled(page)  # what was under way when it was pressed is finished
 
 
 def last_output(page) -> str:
@@ -95,14 +78,10 @@ def test_a_capture_moves_holds_steps_survives_a_reload_and_stops(lab, page, shot
     page.set_viewport_size({"width": 1280, "height": 2000})
     open_and_run(lab, page, "job-capture.ipynb", [SETUP, CAPTURE])
     until(lambda: steps(page) > 2, 30)
-    it_moves(page)
+    it_moves(page, 4)
     page.locator(MONITOR).first.screenshot(path=shots / "job-capture.png")
     held = it_holds(page)
-    for n in (1, 2):
-        press(page, "Step batch")
-        until(lambda n=n: steps(page) == held + n)
-        time.sleep(0.6)
-        assert steps(page) == held + n
+    it_steps(page, "Step batch", held)
     prompts = tile(page, "prompts")
 
     page.keyboard.press("Control+s")  # from a button of the monitor, where the focus is
@@ -110,11 +89,11 @@ def test_a_capture_moves_holds_steps_survives_a_reload_and_stops(lab, page, shot
     lab.open(page, "job-capture.ipynb")
     page.locator(MONITOR).first.wait_for(timeout=30_000)
     until(lambda: state(page) == "paused")
-    assert (steps(page), tile(page, "prompts")) == (held + 2, prompts)
+    assert (steps(page), tile(page, "prompts")) == (held + 3, prompts)
 
     press(page, "Resume")
-    until(lambda: steps(page) > held + 4)
-    assert it_stops(lab, page) <= 0.3
+    until(lambda: steps(page) > held + 5)
+    it_stops_at_once(lab, page)
     done = int(tile(page, "prompts").split("/")[0].replace(",", ""))
     assert 0 < done < 1200
 
@@ -126,11 +105,7 @@ def test_lenses_are_trained_under_the_eyes(lab, page, shots):
     until(lambda: "forwarding prompts" in page.locator(f"{MONITOR} .i-note").inner_text(), 20)
     until(lambda: int(tile(page, "fits").replace(",", "")) > 0, 30)
     held = it_holds(page)
-    for n in (1, 2):
-        press(page, "Step")
-        until(lambda n=n: steps(page) == held + n)
-        time.sleep(0.6)
-        assert steps(page) == held + n
+    it_steps(page, "Step", held)
     rows = page.locator(f"{MONITOR} tbody tr")
     curves = "document.querySelectorAll('.interp-monitor canvas')[0].toDataURL()"
     before = page.evaluate(curves)

@@ -53,7 +53,7 @@ def run_notebook(lab, page, name, shot, seconds=240.0, app="lab"):
 def test_a_notebook_runs_and_its_monitor_moves(lab, page, shots, name, title):
     seen = run_notebook(lab, page, name, shots / f"{name[:2]}_running.png")
     assert len({steps for what, steps in seen if what == title}) >= 2
-    page.screenshot(path=shots / f"{name[:2]}_done.png")
+    page.screenshot(path=shots / f"{name[:2]}_done.png", scale="css")
     page.keyboard.press("Control+s")
     deadline = time.monotonic() + 15
     while "data:image/png" not in (lab.root / name).read_text():
@@ -74,7 +74,7 @@ def test_a_notebook_runs_in_notebook_7(lab, page, shots, name, monitors):
     for i in range(flames.count()):
         shown = page.frame_locator("iframe.interp-flame").nth(i).get_by_text("Sparse1DProbe.fit").first
         shown.wait_for(timeout=20_000)
-    page.screenshot(path=shots / f"{name[:2]}_done_notebook7.png")
+    page.screenshot(path=shots / f"{name[:2]}_done_notebook7.png", scale="css")
 
 
 # Notebook 7.6 raises errors of its own on any page, an empty notebook's too; a widget's come from a blob.

@@ -73,7 +73,9 @@ class FitDigest(Digest):
             self.slab = None
             self.n_fail, self.n_fail_slab = self.n_fail + event.n_fail, 0
             self.n_slabs_done += 1
-            self.n_pairs_done += event.n_pairs
+            # Slabs leave out latents that never fire; their pairs are as done as the others of the classes.
+            classes = event.class_stop - event.class_start
+            self.n_pairs_done += classes * self.begin.n_latents if self.begin else event.n_pairs
             self.n_iter_done += event.n_iter
             self.slabs.add(
                 event.slab,
@@ -144,8 +146,8 @@ class FitDigest(Digest):
         if b:
             rows.append(["problem", f"{b.n_latents:,} latents × {b.n_classes:,} classes, {b.n_rows:,} rows"])
             rows.append(["events", f"{b.n_events:,} in {b.n_nodes:,} nodes ({b.method})"])
-            batch = b.row_batch_size or "auto"
-            rows.append(["sizes", f"slab {b.class_slab_size}, block {b.latent_block_size}, rows {batch}"])
+            batch = f"{b.row_batch_size:,}" if b.row_batch_size else "auto"
+            rows.append(["sizes", f"slab {b.class_slab_size:,}, block {b.latent_block_size:,}, rows {batch}"])
         rows.append(["iterations", f"{self.n_steps:,} in {self.n_slabs_done:,} slabs"])
         rows.append(["n_fail", f"{self._numbers()['n_fail']:,}"])
         if end:

@@ -92,7 +92,7 @@ class LensDigest(Digest):
         return min(max(0.9 * grown, self.n_done / self.n_lenses), 1.0)
 
     def quartiles(self) -> dict[str, np.ndarray]:
-        """F1 of the lenses by iteration: keys x, n, q1, median, q3; shape ``[iterations seen]``."""
+        """F1 of the lenses by iteration: keys x, n, q1, median, q3; float ``[iterations seen]``."""
         counts = self._f1[: int(np.flatnonzero(self._f1.sum(1)).max(initial=-1)) + 1]
         total = counts.sum(1)
         below = counts.cumsum(1)
