@@ -27,11 +27,6 @@ __all__ = ["Run", "start"]
 _KEPT = 4096
 
 
-def _light(event: Event) -> Event:
-    """The event as it is kept once another has followed: without what is bulky and shown of the latest."""
-    return replace(event, tokens=(), projections={}) if isinstance(event, BatchEnd) else event
-
-
 class _Gate:
     """The last hook of a `Run`: here the worker waits while it is paused."""
 
@@ -106,6 +101,7 @@ class Run:
         self._stop = False
         self._hooks: list[Callable[[Event], Any]] = []
         self._events: deque[Event] = deque(maxlen=_KEPT)
+        self._since = _KEPT  # events kept since the latest batch
         self._ended = threading.Event()
         self.result: Any = None
         self.error: BaseException | None = None
@@ -133,9 +129,7 @@ class Run:
 
     def _on_event(self, event: Event) -> bool:
         with self._cond:
-            if self._events:
-                self._events[-1] = _light(self._events[-1])
-            self._events.append(event)
+            self._keep(event)
             self.last = event
             hooks = list(self._hooks)
         for hook in hooks:
@@ -153,6 +147,16 @@ class Run:
                     self._cond.wait()
                 self._holding = False
             return self._stop
+
+    def _keep(self, event: Event) -> None:
+        if isinstance(event, BatchEnd):
+            # What is bulky is shown of the latest batch only: the one before goes without from now on.
+            if self._since < len(self._events):
+                before = self._events[-1 - self._since]
+                self._events[-1 - self._since] = replace(before, tokens=(), projections={})  # type: ignore[call-arg]
+            self._since = -1
+        self._since += 1
+        self._events.append(event)
 
     # ------------------------------------------------------------------ the caller's side
 

@@ -70,7 +70,7 @@ class Lab:
         """Show a notebook in JupyterLab, or in Notebook 7 (``app="notebook"``), which the same server has."""
         # Lab would restore what it showed last.
         where = f"lab/tree/{name}?reset" if app == "lab" else f"notebooks/{name}"
-        page.goto(f"{self.url}/{where}", timeout=60_000)
+        page.goto(f"{self.url}/{where}", timeout=120_000)
         # Before its kernel is connected, Lab would forget what it is asked to run, or ask for a kernel.
         for _ in range(240):
             kernels = [s["kernel"] for s in self._api("sessions") if s["path"] == name]

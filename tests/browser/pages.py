@@ -15,7 +15,7 @@ def state(page) -> str:
     return page.locator(MONITOR).first.get_attribute("data-state")
 
 
-def until(condition, seconds=40.0):
+def until(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -84,4 +84,4 @@ def open_and_run(lab, page, name: str, cells: list[str], kernel: str = "python3"
     """A notebook of these cells, open and run in the page; returns when a monitor is there."""
     lab.open(page, lab.notebook(name, cells, kernel))
     lab.run_all(page)
-    page.locator(MONITOR).first.wait_for(timeout=30_000)
+    page.locator(MONITOR).first.wait_for(timeout=120_000)

@@ -70,14 +70,14 @@ def it_holds(page) -> int:
 def last_output(page) -> str:
     """What the last cell says, once it has run."""
     prompt = page.locator(".jp-CodeCell").last.locator(".jp-InputPrompt")
-    until(lambda: prompt.inner_text().strip("[]: ").isdigit(), 60)
+    until(lambda: prompt.inner_text().strip("[]: ").isdigit(), 120)
     return page.locator(".jp-CodeCell").last.locator(".jp-OutputArea-output").last.inner_text()
 
 
 def test_a_capture_moves_holds_steps_survives_a_reload_and_stops(lab, page, shots):
     page.set_viewport_size({"width": 1280, "height": 2000})
     open_and_run(lab, page, "job-capture.ipynb", [SETUP, CAPTURE])
-    until(lambda: steps(page) > 2, 30)
+    until(lambda: steps(page) > 2, 120)
     it_moves(page, 4)
     page.locator(MONITOR).first.screenshot(path=shots / "job-capture.png")
     held = it_holds(page)
@@ -87,7 +87,7 @@ def test_a_capture_moves_holds_steps_survives_a_reload_and_stops(lab, page, shot
     page.keyboard.press("Control+s")  # from a button of the monitor, where the focus is
     until(lambda: "widget-view" in (lab.root / "job-capture.ipynb").read_text())
     lab.open(page, "job-capture.ipynb")
-    page.locator(MONITOR).first.wait_for(timeout=30_000)
+    page.locator(MONITOR).first.wait_for(timeout=120_000)
     until(lambda: state(page) == "paused")
     assert (steps(page), tile(page, "prompts")) == (held + 3, prompts)
 
@@ -101,9 +101,9 @@ def test_a_capture_moves_holds_steps_survives_a_reload_and_stops(lab, page, shot
 def test_lenses_are_trained_under_the_eyes(lab, page, shots):
     page.set_viewport_size({"width": 1280, "height": 2400})
     open_and_run(lab, page, "job-lenses.ipynb", [SETUP, LENSES])
-    until(lambda: steps(page) > 2, 40)
-    until(lambda: "forwarding prompts" in page.locator(f"{MONITOR} .i-note").inner_text(), 20)
-    until(lambda: int(tile(page, "fits").replace(",", "")) > 0, 30)
+    until(lambda: steps(page) > 2, 120)
+    until(lambda: "forwarding prompts" in page.locator(f"{MONITOR} .i-note").inner_text(), 120)
+    until(lambda: int(tile(page, "fits").replace(",", "")) > 0, 120)
     held = it_holds(page)
     it_steps(page, "Step", held)
     rows = page.locator(f"{MONITOR} tbody tr")
@@ -112,9 +112,9 @@ def test_lenses_are_trained_under_the_eyes(lab, page, shots):
     press(page, "Resume")
 
     # The table, the grades and the learning curves grow.
-    until(lambda: rows.count() > 0, 60)
+    until(lambda: rows.count() > 0, 120)
     few = rows.count()
-    until(lambda: rows.count() > few, 60)
+    until(lambda: rows.count() > few, 120)
     assert page.evaluate(curves) != before
     counts = page.locator(f"{MONITOR} .i-columns b").all_inner_texts()
     assert sum(int(c) for c in counts) > 0
@@ -139,6 +139,6 @@ def test_what_a_job_refuses_is_said_in_its_monitor(lab, page, cell, says):
         "job-refused.ipynb",
         [SETUP, cell, "try:\n    await run\nexcept Exception as e:\n    print('raised', e)"],
     )
-    until(lambda: state(page) == "failed", 30)
+    until(lambda: state(page) == "failed", 120)
     assert says in page.get_by_role("alert").first.inner_text()
     assert "raised" in last_output(page)

@@ -73,7 +73,7 @@ def test_a_notebook_runs_in_notebook_7(lab, page, shots, name, monitors):
     assert flames.count() == (3 if name == "03_profile.ipynb" else 0)
     for i in range(flames.count()):
         shown = page.frame_locator("iframe.interp-flame").nth(i).get_by_text("Sparse1DProbe.fit").first
-        shown.wait_for(timeout=20_000)
+        shown.wait_for(timeout=120_000)
     page.screenshot(path=shots / f"{name[:2]}_done_notebook7.png", scale="css")
 
 
