@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from interp.capture.record import capture
-from interp.lens.bank import Bank, pool
+from interp.lens.bank import Bank
+from interp.lens.pooling import pool
 from interp.lens.samples import Samples
 
 SITE = "resid_post.1"

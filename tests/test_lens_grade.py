@@ -138,6 +138,26 @@ def test_too_few_prompts_are_ungraded(n, m, letter, why):
     assert why in result.why
 
 
+@pytest.mark.parametrize(
+    ("low", "letter"), [(1.0, "A"), (0.5, "A"), (0.4999, "B"), (0.2, "B"), (0.1999, "C"), (-1.0, "C")]
+)
+def test_letters_at_their_boundaries(low, letter):
+    assert g.letter(low) == letter
+
+
+def test_the_letter_is_that_of_the_lower_bound():
+    """A score of 0.72 [0.48, 0.86] is a B; of more prompts with the same score, an A."""
+    rng = np.random.default_rng(0)
+    letters = set()
+    for n in (15, 20, 40, 80):
+        labels = np.arange(2 * n) < n
+        result = g.grade(rng.normal(size=2 * n) + 1.6 * labels, labels)
+        assert result.letter == g.letter(result.low)
+        assert g.letter(result.score) == "A"
+        letters.add(result.letter)
+    assert letters == {"A", "B"}
+
+
 def test_many_rows_of_few_groups_are_still_few():
     labels = np.arange(80) < 40
     assert g.grade(labels + 0.0, labels, np.arange(80) // 10).letter == "U"

@@ -22,10 +22,11 @@ from interp.capture.steer import steer
 from interp.files import read_json, write_json
 from interp.lens import grade
 from interp.lens.bank import Bank
-from interp.lens.baselines import BagOfWords, TextLenses, fit_text
+from interp.lens.baselines import BagOfWords, Corpus, TextLenses, TextProblem, fit_text
 from interp.lens.concepts import ConceptPack
 from interp.lens.judge import Judge
 from interp.lens.library import Lenses, LensMismatch
+from interp.lens.rows import balanced
 from interp.lens.samples import Samples
 from interp.lens.steering import next_token_loss, random_direction
 from interp.lens.train import train_lenses
@@ -176,6 +177,19 @@ def test_token_thresholds_keep_the_rate_of_tokens(model):
         logits = lenses[concept].score(acts)[content]
         rates.append(float((logits > lenses[concept].threshold(0.1)).float().mean()))
     assert 0.05 < np.mean(rates) < 0.17, rates
+
+
+def test_the_threshold_is_the_conformal_one(lenses):
+    """Of m logits the ⌈(1 − fpr)(m + 1)⌉-th smallest, whatever is padding."""
+    negatives = {kind: torch.arange(1.0, 20.0).repeat(len(lenses), 1) for kind in ("text", "token")}
+    negatives["text"][:, 9:] = float("nan")
+    some = Lenses(
+        lenses.reports, lenses.weight, lenses.bias, lenses.mean, lenses.scale, negatives, lenses.meta
+    )["bird"]
+    assert [some.threshold(fpr) for fpr in (0.05, 0.1, 0.25, 0.26, 0.5)] == [19, 18, 15, 15, 10]
+    assert [some.threshold(fpr, per="text") for fpr in (0.1, 0.5)] == [9, 5]
+    with pytest.raises(ValueError, match=r"smallest possible is 0\.05"):
+        some.threshold(0.049)
 
 
 def test_thresholds_that_cannot_be_found(lenses):
@@ -455,11 +469,28 @@ def test_text_lenses_are_scikit_learns():
     bag = BagOfWords(train)
     fresh = [*lens_world.sentences("bird", 60)[40:], "a robin a robin", "zebra"]
     np.testing.assert_allclose(bag.rows(fresh).toarray(), tfidf.transform(fresh).toarray(), atol=1e-12)
-    folds = (torch.ones(1, 80, dtype=torch.bool),) * 2
-    (lens,) = fit_text([(bag, bag.rows(train), y.astype(int), folds)], lam=0.1)
+    labels = torch.from_numpy(y).float()
+    (lens,) = fit_text([TextProblem(bag, bag.rows(train), labels, torch.ones(80), lam=0.1)])
     model = LogisticRegression(C=10, tol=1e-10, max_iter=1000).fit(tfidf.transform(train), y)
     expected = model.decision_function(tfidf.transform(fresh))
     np.testing.assert_allclose(
         TextLenses.join([None, lens]).logits(fresh)[:, 1], expected, rtol=1e-3, atol=1e-3
     )
     assert torch.isnan(TextLenses.join([None, lens]).logits(fresh)[:, 0]).all()
+
+
+def test_repeated_texts_are_taken_once_with_the_weight_of_all():
+    """The template baseline sees few distinct texts: the fit on those is the fit on every row."""
+    rng = np.random.default_rng(0)
+    kinds = ["Note:", "She said:", "", "That is all.", "She said: Note:"]
+    texts = [kinds[i] for i in rng.integers(0, len(kinds), 60)]
+    y = torch.from_numpy(rng.random(60) < 0.5).float()
+    corpus = Corpus()
+    corpus.read(["words of other lenses come first"])
+    (few,) = fit_text([TextProblem.of_distinct(texts, y, corpus, 0.1)])
+    bag = BagOfWords(texts)
+    (many,) = fit_text([TextProblem(bag, bag.rows(texts), y, balanced(y), lam=0.1)])
+    assert few.bag.words == many.bag.words
+    np.testing.assert_allclose(few.bag.rows(texts).toarray(), bag.rows(texts).toarray())
+    np.testing.assert_allclose(few.weight, many.weight, atol=2e-3)
+    assert few.bias == pytest.approx(many.bias, abs=2e-3)

@@ -19,7 +19,7 @@ from interp.lens.bank import Bank
 from interp.lens.levels import train_by_level
 from interp.lens.library import Lenses
 from interp.lens.precision import finite_table, memory_table
-from interp.lens.study import MARGIN, _compare, study
+from interp.lens.study import MARGIN, _compare, _models, study
 
 SITE = "resid_post.1"
 
@@ -176,6 +176,15 @@ def test_the_comparison_is_paired():
     assert not table.loc["b"].within_margin
     assert table.loc["b"].auroc_high < -0.02 < MARGIN
     assert table.loc["c"].within_margin
+
+
+def test_a_dtype_that_the_device_lacks_is_left_out(model):
+    """There is no product of 8-bit floats on a CPU."""
+    models, lacking = _models(model, ["float8_e5m2", "bfloat16", "float32"], "cpu")
+    assert list(models) == ["bfloat16", "float32"]
+    assert "Float8_e5m2" in lacking["float8_e5m2"]
+    with pytest.raises(ValueError, match="computes in none of the dtypes"):
+        _models(model, ["float8_e5m2"], "cpu")
 
 
 def test_bad_arguments(model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import random
+import time
 
 import lens_world
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from interp import events
+from interp.capture.model import load_model
 from interp.lens import grade as g
 from interp.lens.bank import Bank
 from interp.lens.concepts import ConceptPack
@@ -38,6 +40,12 @@ def model():
 @pytest.fixture(scope="module")
 def bank(model):
     return Bank(model, SITE)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """A bank of the shipped model that fills as it is used."""
+    return Bank(load_model("tiny"), "resid_post.3")
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +122,9 @@ def test_the_test_split_is_read_once_and_only_at_the_end(model, monkeypatch):
         assert splits <= {"train", "select"} or splits <= {"calibrate", "test"}
         return ensure(self, wanted, **options)
 
-    def watched_read(self, jobs):
+    def watched_read(self, jobs, **options):
         log.extend(("read", j.concept.id) for j in jobs)
-        return read(self, jobs)
+        return read(self, jobs, **options)
 
     monkeypatch.setattr(Bank, "ensure", watched_ensure)
     monkeypatch.setattr(Judge, "read", watched_read)
@@ -285,7 +293,7 @@ def test_blocking_counts_what_it_costs(model, bank, monkeypatch):
         "f1_target": 0.7,
         "f1_rule": "point",
     }
-    monkeypatch.setattr("interp.lens.train._Training._valid", lambda *a: False)
+    monkeypatch.setattr("interp.lens.rounds.Rounds._valid", lambda *a: False)
     advisory = train_lenses(model, lens_world.pack(), **options)
     blocking = train_lenses(model, lens_world.pack(), **options, validation_blocking=True)
     free = {r.concept: r for r in advisory.reports}
@@ -320,6 +328,7 @@ def test_a_stop_leaves_a_valid_result(model, bank):
     assert seen[-1].stopped
     assert {r.stop_reason for r in lenses.reports if r.fitted} == {"stopped"}
     assert all(r.grade != "U" for r in lenses.reports if r.fitted)  # the bank held all that grading needs
+    assert all(np.isnan(r.score_text) for r in lenses.reports)  # and time was short for baselines
     assert {r.why for r in lenses.reports if not r.fitted and r.term != "<thing>"} == {
         "stopped before it was fitted"
     }
@@ -343,6 +352,43 @@ def test_a_stop_in_the_forward_passes(model):
             assert (r.grade, r.why, r.stop_reason) == ("U", "stopped before it was graded", "stopped")
             assert r.n_iter < 4
             assert r.n_samples == 2 * (10, 20, 40)[r.n_iter - 1]
+
+
+def test_a_stop_with_no_time_left_to_grade(model, bank, monkeypatch):
+    """Lenses are kept as they were fitted, and say so; the grades of those that had ended stay."""
+    monkeypatch.setattr("interp.lens.rounds._GRACE", 0.0)
+    ended = []
+
+    def hook(event):
+        ended.extend([event.concept] if event.kind == "LensEnd" and event.grade != "U" else [])
+        return len(ended) >= 2
+
+    options = {"site": SITE, "bank": bank, "f1_target": 0.7, "f1_rule": "point"}
+    lenses = train_lenses(model, lens_world.pack(), **options, iteration_hook=hook)
+    graded = {r.concept for r in lenses.reports if r.grade != "U"}
+    assert set(ended) <= graded
+    late = [r for r in lenses.reports if r.fitted and r.concept not in graded]
+    assert late
+    assert {(r.stop_reason, r.why) for r in late} == {("stopped", "stopped before it was graded")}
+    assert torch.isfinite(lenses.score("the boy saw a robin near the park")).all()
+
+
+@pytest.mark.parametrize("at", [1, 150, 400])
+def test_a_stop_takes_effect_at_once(shipped, at):
+    """On the shipped model and pack: after the hook's True, next to nothing is done."""
+    seen = 0
+    asked = float("inf")
+
+    def hook(event):
+        nonlocal seen, asked
+        seen += event.kind == "LensIteration"
+        if seen >= at:
+            asked = min(asked, time.perf_counter())
+        return seen >= at
+
+    lenses = train_lenses(shipped.model, "tiny", site=shipped.site, bank=shipped, iteration_hook=hook)
+    assert time.perf_counter() - asked < 1.0  # 0.15 s on a free machine
+    assert len(lenses) >= min(at, 150)
 
 
 def test_in_the_background_with_stepping(model, bank):

@@ -16,55 +16,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from interp.events import BatchEnd, Event, Hook
 from interp.files import file_hash, sweep, whole, write_json
+from interp.lens.pooling import POOLINGS, at_least_one, in_spans, one_token, pool, structural_ids
 
 if TYPE_CHECKING:
     from interp.capture.activations import Shard
     from interp.capture.model import Model
     from interp.lens.samples import Sample
 
-__all__ = ["POOLINGS", "Bank", "pool"]
-
-POOLINGS = ("span", "mean", "max", "last")
+__all__ = ["Bank"]
 
 #: Prompts per call of capture: bounds the rows that are held before pooling.
 _CHUNK_BYTES = 256 * 2**20
-
-
-def pool(rows: Tensor, offsets: Tensor, mask: Tensor, how: str) -> Tensor:
-    """Pool the rows of each prompt.
-
-    Parameters
-    ----------
-    rows : tensor, shape (n_tokens, width)
-    offsets : int64 tensor, shape (n_prompts + 1,)
-        Rows of prompt i are ``offsets[i]:offsets[i + 1]``.
-    mask : bool tensor, shape (n_tokens,)
-        Rows that count; at least one of every prompt.
-    how : {"mean", "span", "max", "last"}
-        ``span`` is the mean over a mask that covers a span.
-
-    Returns
-    -------
-    tensor, shape (n_prompts, width), float32
-    """
-    n = len(offsets) - 1
-    owner = torch.repeat_interleave(torch.arange(n), offsets.diff())[mask]
-    counts = torch.bincount(owner, minlength=n)
-    if bool((counts == 0).any()):
-        raise ValueError(f"prompt {int((counts == 0).nonzero()[0])} has no row to pool")
-    kept = rows[mask].float()
-    if how == "last":
-        return kept[counts.cumsum(0) - 1]
-    if how == "max":
-        return torch.segment_reduce(kept, "max", lengths=counts)
-    # Each prompt's sum on its own: a running sum over the file would carry rounding from prompt to prompt.
-    return torch.segment_reduce(kept, "mean", lengths=counts)
 
 
 class Bank:
@@ -137,7 +104,7 @@ class Bank:
         self._rows: dict[tuple[str, int, int], int] = {}
         self._blocks: list[dict[str, Tensor]] = []  # each has "rows", "tokens" and maybe "replies"
         self._replies: list[str] = []
-        self._structural = torch.tensor(sorted(_structural_ids(model.tokenizer)), dtype=torch.int64)
+        self._structural = torch.tensor(sorted(structural_ids(model.tokenizer)), dtype=torch.int64)
         self.identity = {
             "version": 2,
             "model": model.name,
@@ -170,22 +137,26 @@ class Bank:
         return self._find(sample) is not None
 
     def index(self, samples: Iterable[Sample]) -> Tensor:
-        """Rows of samples that are in the bank, int64; KeyError for one that is not."""
+        """Rows of `samples` that are in the bank, int64 ``[n_samples]``; KeyError for one that is not."""
         found = [self._find(s) for s in samples]
         if None in found:
             raise KeyError(f"{sum(f is None for f in found)} of {len(found)} samples are not in the bank")
         return torch.tensor(found, dtype=torch.int64)
 
     def take(self, index: Tensor, kind: str = "rows") -> Tensor:
-        """Rows by number, float32 ``[*index.shape, width]``.
+        """Rows by number.
 
         Parameters
         ----------
-        index : int64 tensor
+        index : Tensor of int64, any shape
             From `index`.
         kind : {"rows", "tokens", "replies"}
             The pooled prompt; one of its pooled tokens, drawn by a hash of the text (kept in bfloat16, for
             the spread of single tokens); the mean over its continuation.
+
+        Returns
+        -------
+        Tensor of float32, shape [*index.shape, width]
         """
         if len(self._blocks) > 1:
             self._blocks = [{k: torch.cat([b[k] for b in self._blocks]) for k in self._blocks[0]}]
@@ -194,7 +165,7 @@ class Bank:
         return self._blocks[0][kind][index].float()
 
     def reply(self, row: int) -> str:
-        """Text of the continuation of a row ("" without continuations)."""
+        """Text of the continuation of a `row` ("" without continuations)."""
         return self._replies[row] if self.continuation else ""
 
     # ------------------------------------------------------------------ making rows
@@ -338,9 +309,9 @@ class Bank:
         )
         repeated = rows if len(at) == len(rows) else rows[at]
         if self.pooling == "span":
-            chosen = self._spans(samples, [spans[i] for i in owners.tolist()], offsets)
+            chosen = in_spans(samples, [spans[i] for i in owners.tolist()], offsets)
         else:
-            chosen = _at_least_one(given & content, given, every)[at]
+            chosen = at_least_one(given & content, given, every)[at]
         pooled = pool(repeated, offsets, chosen, self.pooling)
         bad = (~torch.isfinite(pooled).all(dim=1)).nonzero()[:, 0].tolist()
         if bad:
@@ -348,34 +319,15 @@ class Bank:
                 f"{len(bad)} of {len(pooled)} prompts gave activations that are not finite at {self.site}, "
                 f"first {samples[bad[0]].text!r}; load the model in bfloat16 or float32"
             )
-        block = {"rows": pooled, "tokens": _one_token(repeated, offsets, chosen, keys)}
+        block = {"rows": pooled, "tokens": one_token(repeated, offsets, chosen, keys)}
         if self.continuation:
             # A response of nothing but an end token is pooled over that.
-            said = _at_least_one(~given & content, ~given, every)
+            said = at_least_one(~given & content, ~given, every)
             block["replies"] = pool(rows, every, said, "mean")[owners]
             for i in owners.tolist():
                 part = slice(int(every[i]), int(every[i + 1]))
                 replies.append(self.model.tokenizer.decode(ids[part][~given[part]], skip_special_tokens=True))
         return block
-
-    @staticmethod
-    def _spans(samples: list[Sample], tokens: list[Any], offsets: Tensor) -> Tensor:
-        """Tokens that overlap the example of their prompt. Token ids were ours, so the spans fit."""
-        lengths = offsets.diff().numpy()
-        begin, end = np.zeros((2, int(offsets[-1])), dtype=np.int64)
-        at = 0
-        for token_spans, n in zip(tokens, lengths.tolist(), strict=True):
-            spans = np.asarray(token_spans, dtype=np.int64)
-            begin[at : at + len(spans)], end[at : at + len(spans)] = spans.T
-            at += n  # generated tokens follow, with the empty span 0:0
-        start = np.repeat([s.start for s in samples], lengths)
-        stop = np.repeat([s.stop for s in samples], lengths)
-        inside = (end > begin) & (end > start) & (begin < stop)
-        found = np.add.reduceat(inside, offsets[:-1].numpy())
-        if not found.all():
-            sample = samples[int(np.argmin(found > 0))]
-            raise ValueError(f"no token of {sample.text!r} lies in {sample.filler!r}")
-        return torch.from_numpy(inside)
 
     def _find(self, sample: Sample) -> int | None:
         """Row of a sample; the hash is computed once per prompt and span."""
@@ -431,25 +383,3 @@ class Bank:
                 ) from error
             self._add(keys, block, texts)
         self.n_loaded = len(self._index)
-
-
-def _one_token(rows: Tensor, offsets: Tensor, mask: Tensor, keys: Sequence[bytes]) -> Tensor:
-    """One of the masked rows of each prompt, drawn by its key, bfloat16."""
-    owner = torch.repeat_interleave(torch.arange(len(keys)), offsets.diff())
-    counts = torch.bincount(owner[mask], minlength=len(keys))
-    drawn = torch.tensor([int.from_bytes(key[:6], "big") for key in keys]) % counts
-    at = mask.nonzero()[:, 0][counts.cumsum(0) - counts + drawn]
-    return rows[at].to(torch.bfloat16)
-
-
-def _at_least_one(mask: Tensor, fallback: Tensor, offsets: Tensor) -> Tensor:
-    """`mask`, and where it is empty for a prompt `fallback`."""
-    owner = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
-    empty = torch.bincount(owner[mask], minlength=len(offsets) - 1) == 0
-    return mask | (fallback & empty[owner])
-
-
-def _structural_ids(tokenizer: Any) -> set[int]:
-    """Ids of tokens that stand for no text: BOS, EOS, padding, separators. Not the unknown word."""
-    names = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
-    return {i for name in names if (i := getattr(tokenizer, name, None)) is not None}

@@ -13,7 +13,6 @@ All three are the same L2 logistic fit as the lens, on the same training and tes
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,8 +22,34 @@ import torch
 from torch import Tensor
 
 from interp.lens.fit import choose_lambda, solve
+from interp.lens.rows import alike, balanced, stacked
 
-__all__ = ["BagOfWords", "TextLens", "TextLenses", "fit_text"]
+__all__ = ["BagOfWords", "Corpus", "TextLens", "TextLenses", "TextProblem", "fit_text"]
+
+
+class Corpus:
+    """Words of texts as numbers; each text is read once, however many lenses use it."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self._number: dict[str, int] = {}
+        self._texts: dict[str, np.ndarray] = {}
+
+    def read(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The text (its place) and the number of every word, int64 ``[n_words]`` each, text by text."""
+        found = [self._texts[t] if t in self._texts else self._learn(t) for t in texts]
+        owner = np.repeat(np.arange(len(texts)), [len(f) for f in found])
+        return owner, np.concatenate([np.zeros(0, np.int64), *found])
+
+    def _learn(self, text: str) -> np.ndarray:
+        numbers = []
+        for word in _words(text):
+            number = self._number.setdefault(word, len(self.words))
+            if number == len(self.words):
+                self.words.append(word)
+            numbers.append(number)
+        self._texts[text] = np.array(numbers, dtype=np.int64)
+        return self._texts[text]
 
 
 class BagOfWords:
@@ -33,35 +58,46 @@ class BagOfWords:
     Parameters
     ----------
     train : list of str
+    corpus : Corpus, optional
+        Where the texts have been read.
     """
 
-    def __init__(self, train: Sequence[str]) -> None:
-        documents = Counter(word for text in set(train) for word in set(_words(text)))
-        n = len(set(train))
-        self.words = sorted(documents)
-        self.idf = np.array([np.log((1 + n) / (1 + documents[w])) + 1 for w in self.words])
+    def __init__(self, train: Sequence[str], corpus: Corpus | None = None) -> None:
+        self._corpus = corpus or Corpus()
+        distinct = list(dict.fromkeys(train))
+        owner, number = self._corpus.read(distinct)
+        size = len(self._corpus.words)
+        once = np.unique(owner * size + number) % max(size, 1)
+        documents = np.bincount(once, minlength=size)
+        known = sorted(np.flatnonzero(documents).tolist(), key=self._corpus.words.__getitem__)
+        self.words = [self._corpus.words[i] for i in known]
+        self.idf = np.log((1 + len(distinct)) / (1 + documents[known])) + 1
+        self._column = np.full(size, -1)
+        self._column[known] = np.arange(len(known))
 
     def rows(self, texts: Sequence[str]) -> sp.csr_array:
-        """One row per text; unknown words are left out."""
-        counts = _log_counts(texts, {word: i for i, word in enumerate(self.words)})
+        """One row per text, float64 ``[n_texts, n_words]``; unknown words are left out."""
+        owner, number = self._corpus.read(texts)
+        column = np.full(len(number), -1)
+        old = number < len(self._column)  # the corpus may have learnt more since
+        column[old] = self._column[number[old]]
+        counts = _log_counts(owner[column >= 0], column[column >= 0], len(texts), len(self.words))
         counts.data *= self.idf[counts.indices]
         row = np.repeat(np.arange(len(texts)), np.diff(counts.indptr))
         norms = np.sqrt(np.bincount(row, counts.data**2, minlength=len(texts)))
-        return sp.csr_array(sp.diags_array(1 / np.where(norms > 0, norms, 1.0)) @ counts)
+        counts.data /= norms[row]
+        return counts
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def _log_counts(texts: Sequence[str], column: Mapping[str, int]) -> sp.csr_array:
-    """1 + log of how often each known word occurs, one row per text."""
-    found = [[column[w] for w in _words(text) if w in column] for text in texts]
-    lengths = [len(f) for f in found]
-    row = np.repeat(np.arange(len(texts)), lengths)
-    at = np.fromiter((c for f in found for c in f), dtype=np.int64, count=sum(lengths))
+def _log_counts(row: np.ndarray, column: np.ndarray, n_rows: int, n_columns: int) -> sp.csr_array:
+    """1 + log of how often each word occurs in each text."""
+    shape = (n_rows, max(n_columns, 1))
     # Adding duplicates up is what counts the words.
-    counts = sp.coo_array((np.ones(len(row)), (row, at)), shape=(len(texts), max(len(column), 1))).tocsr()
+    counts = sp.coo_array((np.ones(len(row)), (row, column)), shape=shape).tocsr()
     counts.data = 1 + np.log(counts.data)
     return counts
 
@@ -75,47 +111,66 @@ class TextLens:
     bias: float
 
     def logits(self, rows: sp.csr_array) -> np.ndarray:
-        """Logits of rows of the bag, ``[n]``."""
+        """Logits of rows of the bag, float64 ``[n]``."""
         return np.asarray(rows @ self.weight).ravel() + self.bias
 
 
-def fit_text(
-    problems: Sequence[tuple[BagOfWords, sp.csr_array, np.ndarray, tuple[Tensor, Tensor]]],
-    lam: float | None = None,
-) -> list[TextLens]:
-    """Fit bag-of-words lenses.
+@dataclass(frozen=True)
+class TextProblem:
+    """What a bag-of-words lens is fitted on.
 
-    Parameters
+    Attributes
     ----------
-    problems : list of (bag, rows, labels, (training, held))
-        Rows of the bag, 0/1 labels, masks of the folds as in `choose_lambda`.
-    lam : float, optional
-        Regularisation; by default chosen by grouped cross-validation.
-
-    Returns
-    -------
-    list of TextLens
+    bag : BagOfWords
+    rows : CSR array of float64, shape (n, n_words)
+        Of `bag`.
+    labels, weight : tensors, shape (n,), float32
+        Share of positives, and weight, of each row.
+    folds : (training, held), optional
+        Masks as in `choose_lambda`, to choose λ by.
+    lam : float
+        λ, without folds.
     """
-    size = max((len(p[2]) for p in problems), default=0)
-    out: list[TextLens] = []
-    for start in range(0, len(problems), 32):
-        part = problems[start : start + 32]
-        gram = torch.zeros(len(part), size, size)
-        y, s = torch.zeros(len(part), size), torch.zeros(len(part), size)
-        n_folds = len(part[0][3][0])
-        masks = torch.zeros(2, len(part), n_folds, size, dtype=torch.bool)
-        for k, (_, rows, labels, (training, held)) in enumerate(part):
-            n = len(labels)
-            gram[k, :n, :n] = torch.from_numpy((rows @ rows.T).toarray()).float()
-            y[k, :n] = torch.as_tensor(labels, dtype=torch.float32)
-            s[k, :n] = balanced(y[k, :n])
-            masks[0, k, :, :n], masks[1, k, :, :n] = training, held
-        chosen = choose_lambda(gram, y, s, *masks) if lam is None else lam
-        alpha, b = solve(None, y, s, chosen, gram=gram, tol=1e-3)
-        for k, (bag, rows, labels, _) in enumerate(part):
-            weight = np.asarray(rows.T @ alpha[k, : len(labels)].numpy().astype(np.float64)).ravel()
-            out.append(TextLens(bag, weight, float(b[k])))
-    return out
+
+    bag: BagOfWords
+    rows: sp.csr_array
+    labels: Tensor
+    weight: Tensor
+    folds: tuple[Tensor, Tensor] | None = None
+    lam: float = 0.1
+
+    @classmethod
+    def of_distinct(cls, texts: Sequence[str], labels: Tensor, corpus: Corpus, lam: float) -> TextProblem:
+        """The problem of texts that repeat, each taken once with the weight of all: the same minimum."""
+        distinct = {t: i for i, t in enumerate(dict.fromkeys(texts))}
+        at = torch.tensor([distinct[t] for t in texts], dtype=torch.int64)
+        each = balanced(labels)
+        weight = torch.zeros(len(distinct)).index_add(0, at, each)
+        positive = torch.zeros(len(distinct)).index_add(0, at, each * labels)
+        bag = BagOfWords(list(distinct), corpus)
+        return cls(bag, bag.rows(list(distinct)), positive / weight, weight, lam=lam)
+
+
+def fit_text(problems: Sequence[TextProblem]) -> list[TextLens]:
+    """Fit bag-of-words lenses (all with folds, or all without), in the order of `problems`."""
+    out: dict[int, TextLens] = {}
+    for which in alike([len(p.labels) for p in problems]):
+        part = [problems[k] for k in which]
+        size = len(part[-1].labels)
+        gram, y, s = torch.zeros(len(part), size, size), *torch.zeros(2, len(part), size)
+        for k, p in enumerate(part):
+            n = len(p.labels)
+            gram[k, :n, :n] = torch.from_numpy((p.rows @ p.rows.T).toarray()).float()
+            y[k, :n], s[k, :n] = p.labels, p.weight
+        lam: Tensor | list[float] = [p.lam for p in part]
+        folds = [p.folds for p in part if p.folds is not None]
+        if folds:
+            lam = choose_lambda(gram, y, s, *stacked(folds, size))
+        alpha, b = solve(None, y, s, torch.as_tensor(lam), gram=gram, tol=1e-3)
+        for k, p in enumerate(part):
+            weight = np.asarray(p.rows.T @ alpha[k, : len(p.labels)].numpy().astype(np.float64)).ravel()
+            out[which[k]] = TextLens(p.bag, weight, float(b[k]))
+    return [out[k] for k in range(len(problems))]
 
 
 class TextLenses:
@@ -129,7 +184,7 @@ class TextLenses:
         Weights times idf.
     idf : CSR array, shape (n_lenses, n_words)
         0 where a lens does not know a word.
-    bias : array, shape (n_lenses,)
+    bias : array of float64, shape (n_lenses,)
         NaN for a lens that was never fitted.
     """
 
@@ -160,13 +215,17 @@ class TextLenses:
 
     def logits(self, texts: Sequence[str]) -> Tensor:
         """Logits of all text lenses on texts, float32 ``[n_texts, n_lenses]``."""
-        counts = _log_counts(texts, {word: i for i, word in enumerate(self.words)})
+        column = {word: i for i, word in enumerate(self.words)}
+        found = [[column[w] for w in _words(text) if w in column] for text in texts]
+        owner = np.repeat(np.arange(len(texts)), [len(f) for f in found])
+        at = np.fromiter((c for f in found for c in f), dtype=np.int64, count=len(owner))
+        counts = _log_counts(owner, at, len(texts), len(self.words))
         norms = np.sqrt((counts.multiply(counts) @ self.idf.multiply(self.idf).T).toarray())
         dots = (counts @ self.weight.T).toarray()
         return torch.from_numpy(dots / np.where(norms > 0, norms, 1.0) + self.bias).float()
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a file holds, beside `words`."""
+        """What a file holds beside `words`: parts of the CSR arrays, ``[n]``, and ``bias``, float."""
         arrays = {
             "start": self.weight.indptr.astype(np.int64),
             "column": self.weight.indices.astype(np.int64),
@@ -204,11 +263,3 @@ class TextLenses:
 
         bias = np.concatenate([p.bias for p in parts])
         return cls(words, stacked("weight"), stacked("idf"), bias)
-
-
-def balanced(y: Tensor) -> Tensor:
-    """Row weights that give both classes half of the total n."""
-    n, n_pos = len(y), float(y.sum())
-    if not 0 < n_pos < n:
-        return torch.ones_like(y)
-    return torch.where(y > 0, n / (2 * n_pos), n / (2 * (n - n_pos)))

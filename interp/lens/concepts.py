@@ -121,6 +121,7 @@ class ConceptPack:
     def __init__(self, name: str, version: str, concepts: list[Concept]) -> None:
         self.name, self.version = name, version
         self._concepts: dict[str, Concept] = {}
+        self._reached: dict[tuple[str, str], set[str]] = {}  # asked for again and again by the samples
         for concept in concepts:
             if concept.id in self._concepts:
                 raise ValueError(
@@ -163,7 +164,16 @@ class ConceptPack:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ConceptPack:
-        """Read a pack from a JSON file; ``"tiny"`` is the pack that ships with the package.
+        """Read a pack from a JSON file.
+
+        Parameters
+        ----------
+        path : path
+            ``"tiny"`` is the pack that ships with the package.
+
+        Returns
+        -------
+        ConceptPack
 
         Raises
         ------
@@ -200,6 +210,10 @@ class ConceptPack:
         where : str
             What to call the pack in messages.
 
+        Returns
+        -------
+        ConceptPack
+
         Raises
         ------
         ValueError
@@ -221,7 +235,7 @@ class ConceptPack:
         return {"name": self.name, "version": self.version, "concepts": [c.to_dict() for c in self]}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the pack as JSON, whole or not at all."""
+        """Write the pack as JSON to `path`, whole or not at all."""
         return write_text(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
 
     @cached_property
@@ -258,19 +272,19 @@ class ConceptPack:
         return [c.id for c in self if c.level == level]
 
     def children(self, concept_id: str) -> list[str]:
-        """Direct descendants."""
+        """Direct descendants of `concept_id`."""
         return list(self._children[self[concept_id].id])
 
     def ancestors(self, concept_id: str) -> set[str]:
-        """Everything above, up to the roots."""
-        return self._reach(concept_id, lambda c: self._concepts[c].parents)
+        """Everything above `concept_id`, up to the roots."""
+        return self._reach("up", concept_id, lambda c: self._concepts[c].parents)
 
     def descendants(self, concept_id: str) -> set[str]:
-        """Everything below."""
-        return self._reach(concept_id, lambda c: self._children[c])
+        """Everything below `concept_id`."""
+        return self._reach("down", concept_id, lambda c: self._children[c])
 
     def siblings(self, concept_id: str) -> set[str]:
-        """Concepts with a parent in common (of a root: the other roots), none in the direct line."""
+        """Concepts with a parent in common with `concept_id` (a root: the other roots), none in its line."""
         concept = self[concept_id]
         if concept.parents:
             found = {child for parent in concept.parents for child in self._children[parent]}
@@ -279,7 +293,7 @@ class ConceptPack:
         return found - self._line(concept_id)
 
     def cousins(self, concept_id: str) -> set[str]:
-        """Children of the parents' siblings, without siblings and relatives in the direct line."""
+        """Children of the siblings of `concept_id`'s parents, without its siblings and its own line."""
         found = {
             child
             for parent in self[concept_id].parents
@@ -291,16 +305,17 @@ class ConceptPack:
     def _line(self, concept_id: str) -> set[str]:
         return {concept_id} | self.ancestors(concept_id) | self.descendants(concept_id)
 
-    @staticmethod
-    def _reach(start: str, neighbours: Any) -> set[str]:
-        found: set[str] = set()
-        todo = list(neighbours(start))
-        while todo:
-            node = todo.pop()
-            if node not in found:
-                found.add(node)
-                todo.extend(neighbours(node))
-        return found
+    def _reach(self, way: str, start: str, neighbours: Any) -> set[str]:
+        if (way, start) not in self._reached:
+            found: set[str] = set()
+            todo = list(neighbours(start))
+            while todo:
+                node = todo.pop()
+                if node not in found:
+                    found.add(node)
+                    todo.extend(neighbours(node))
+            self._reached[way, start] = found
+        return set(self._reached[way, start])
 
     def _refuse_cycles(self) -> None:
         # Kahn: take away concepts whose parents are gone; what cannot be taken away is on or below a cycle.

@@ -10,8 +10,8 @@ The interval is the wider, on each side, of two:
 * DeLong's variance on the logit scale, clustered by group as Obuchowski has it: honest when rows of a group
   move together. It collapses when the classes separate perfectly (variance 0).
 * Newcombe's score interval, the values θ with (A − θ)² ≤ z² V(θ), where V is the Hanley–McNeil variance *at
-  θ*, for as many
-  rows as there are groups: never empty, at A = 1 still 1 − θ ≈ z² (1 + N/2)/(n m) wide, N = (n + m)/2 − 1.
+  θ*, for as many rows as there are groups: never empty, at A = 1 still 1 − θ ≈ z² (1 + N/2)/(n m) wide,
+  N = (n + m)/2 − 1.
 
 References
 ----------
@@ -22,6 +22,7 @@ Newcombe, Statistics in Medicine 25 (2006) 559, method 5. Hanley, McNeil, Radiol
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,10 +36,12 @@ __all__ = [
     "balanced_f1",
     "brier",
     "calibration",
+    "calibrations",
     "f1_interval",
     "grade",
     "letter",
     "platt",
+    "platts",
 ]
 
 #: Lower bounds of the score from which a lens is an A, a B.
@@ -47,26 +50,29 @@ A_FROM, B_FROM = 0.5, 0.2
 MIN_GROUPS = 8
 
 
-def auroc(scores: ArrayLike, labels: ArrayLike) -> np.ndarray:
+def auroc(scores: ArrayLike, labels: ArrayLike, present: ArrayLike | None = None) -> np.ndarray:
     """AUROC of many lenses at once, ties counted one half.
 
     Parameters
     ----------
     scores : array, shape (..., n)
     labels : bool array, shape (..., n) or (n,)
+    present : bool array, shape (..., n), optional
+        Entries that count; the others are padding.
 
     Returns
     -------
-    array, shape (...)
+    array of float64, shape (...)
         NaN where a class is absent.
     """
-    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
-    labels = np.broadcast_to(labels, scores.shape)
-    n_pos = labels.sum(axis=-1)
-    n_neg = scores.shape[-1] - n_pos
-    ranks = _midranks(scores)
+    scores = np.asarray(scores, dtype=np.float64)
+    counted = np.broadcast_to(True if present is None else np.asarray(present, dtype=bool), scores.shape)
+    positive = np.asarray(labels, dtype=bool) & counted
+    n_pos = positive.sum(axis=-1)
+    n_neg = counted.sum(axis=-1) - n_pos
+    ranks = _midranks(np.where(counted, scores, np.inf))  # padding comes last: no rank moves
     with np.errstate(invalid="ignore", divide="ignore"):
-        wins = np.where(labels, ranks, 0.0).sum(axis=-1) - n_pos * (n_pos + 1) / 2
+        wins = np.where(positive, ranks, 0.0).sum(axis=-1) - n_pos * (n_pos + 1) / 2
         return wins / (n_pos * n_neg)
 
 
@@ -113,11 +119,10 @@ def auroc_interval(
     n, m = len(pos), len(neg)
     if not n or not m:
         return math.nan, 0.0, 1.0
-    every = _midranks(scores)
-    # Placements: the share of the other class that a row beats.
+    # Placements: the share of the other class that a row beats (a positive) or is beaten by.
     beats = np.empty(len(scores))
-    beats[labels] = (every[labels] - _midranks(pos)) / m
-    beats[~labels] = 1 - (every[~labels] - _midranks(neg)) / n
+    beats[labels] = _share_below(pos, neg)
+    beats[~labels] = 1 - _share_below(neg, pos)
     area = float(beats[labels].mean())
     z = float(ndtri(0.5 + level / 2))
     n_groups = len(np.unique(groups[labels])), len(np.unique(groups[~labels]))
@@ -127,6 +132,13 @@ def auroc_interval(
         centre = float(logit(area))
         low, high = min(low, float(expit(centre - spread))), max(high, float(expit(centre + spread)))
     return area, low, high
+
+
+def _share_below(x: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The share of `others` below each of `x`, ties counted one half."""
+    ordered = np.sort(others)
+    below, upto = (np.searchsorted(ordered, x, side) for side in ("left", "right"))
+    return (below + upto) / (2 * len(others))
 
 
 def _delong_variance(beats: np.ndarray, labels: np.ndarray, groups: np.ndarray, area: float) -> float:
@@ -276,52 +288,83 @@ def calibration(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
 
     NaN where the logits separate the classes, for then no slope is the largest likelihood's.
     """
-    f, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=bool)
-    if not labels.any() or labels.all() or f[labels].min() >= f[~labels].max():
-        return math.nan, math.nan
-    if f[labels].max() <= f[~labels].min():
-        return math.nan, math.nan
-    return _fit_slope(f, labels, ridge=0.0, centre=1.0)
+    return calibrations([np.asarray(logits, dtype=np.float64)], [np.asarray(labels, dtype=bool)])[0]
+
+
+def calibrations(logits: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> list[tuple[float, float]]:
+    """`calibration` of many lenses at once, each on rows of its own."""
+
+    def overlap(f: np.ndarray, positive: np.ndarray) -> bool:
+        if not positive.any() or positive.all():
+            return False
+        mine, other = f[positive], f[~positive]
+        return mine.min() < other.max() and other.min() < mine.max()
+
+    found = [(math.nan, math.nan)] * len(logits)
+    which = [k for k, pair in enumerate(zip(logits, labels, strict=True)) if overlap(*pair)]
+    slopes = _fit_slopes([logits[k] for k in which], [labels[k] for k in which], ridge=0.0)
+    for k, slope in zip(which, slopes, strict=True):
+        found[k] = slope
+    return found
 
 
 def platt(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
     """Slope a > 0 and intercept c such that σ(a f + c) is calibrated, fitted on rows of their own.
 
-    A prior draws log a towards 0 with the weight of one row, so that perfectly separated rows give a finite
+    A prior draws a towards 1 with the weight of one row, so that perfectly separated rows give a finite
     slope; with fewer than 10 rows of a class nothing is changed (1, 0).
 
     References
     ----------
     Platt, Probabilistic outputs for support vector machines, 1999.
     """
-    f, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=bool)
-    if min(labels.sum(), (~labels).sum()) < 10:
-        return 1.0, 0.0
-    slope, intercept = _fit_slope(f, labels, ridge=1.0, centre=1.0)
-    return (slope, intercept) if slope > 0.05 else (0.05, 0.0)
+    return platts([np.asarray(logits, dtype=np.float64)], [np.asarray(labels, dtype=bool)])[0]
 
 
-def _fit_slope(f: np.ndarray, labels: np.ndarray, *, ridge: float, centre: float) -> tuple[float, float]:
-    """Newton for Σ s [softplus(a f + c) − y (a f + c)] + ridge/2 (a − centre)², classes weighted alike."""
-    s = np.where(labels, 0.5 / labels.sum(), 0.5 / (~labels).sum()) * len(f)
-    x = np.stack([f, np.ones_like(f)], axis=1)
-    beta = np.array([centre, 0.0])
+def platts(logits: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> list[tuple[float, float]]:
+    """`platt` of many lenses at once, each on rows of its own."""
+    found = [(1.0, 0.0)] * len(logits)
+    which = [k for k, y in enumerate(labels) if min(np.count_nonzero(y), np.count_nonzero(~y)) >= 10]
+    slopes = _fit_slopes([logits[k] for k in which], [labels[k] for k in which], ridge=1.0)
+    for k, (slope, intercept) in zip(which, slopes, strict=True):
+        found[k] = (slope, intercept) if slope > 0.05 else (0.05, 0.0)
+    return found
+
+
+def _fit_slopes(
+    logits: Sequence[np.ndarray], labels: Sequence[np.ndarray], *, ridge: float
+) -> list[tuple[float, float]]:
+    """Newton for Σ s [softplus(a f + c) − y (a f + c)] + ridge/2 (a − 1)², classes weighted alike."""
+    if not logits:
+        return []
+    size = max(map(len, logits))
+    f, y, s = np.zeros((3, len(logits), size))
+    for k, (row, positive) in enumerate(zip(logits, labels, strict=True)):
+        n, n_pos = len(row), np.count_nonzero(positive)
+        f[k, :n], y[k, :n] = row, positive
+        s[k, :n] = np.where(positive, 0.5 * n / n_pos, 0.5 * n / (n - n_pos))
+    x = np.stack([f, np.ones_like(f)], axis=2)
+    start = np.array([1.0, 0.0])
+    beta = np.tile(start, (len(f), 1))
     prior = np.array([ridge, 1e-9])
-    target = np.array([centre, 0.0])
 
-    def loss(b: np.ndarray) -> float:
-        t = x @ b
-        return float((s * (np.logaddexp(0, t) - labels * t)).sum() + 0.5 * (prior * (b - target) ** 2).sum())
+    def loss(b: np.ndarray) -> np.ndarray:
+        t = (x @ b[:, :, None])[:, :, 0]
+        return (s * (np.logaddexp(0, t) - y * t)).sum(1) + 0.5 * (prior * (b - start) ** 2).sum(1)
 
+    going = np.ones(len(f), dtype=bool)
     for _ in range(60):
-        p = expit(x @ beta)
-        gradient = x.T @ (s * (p - labels)) + prior * (beta - target)
-        hessian = (x.T * (s * p * (1 - p))) @ x + np.diag(prior + 1e-12)
-        step = np.linalg.solve(hessian, gradient)
-        t, before = 1.0, loss(beta)
-        while loss(beta - t * step) > before and t > 1e-6:
-            t /= 2
-        beta = beta - t * step
-        if np.abs(t * step).max() < 1e-9:
+        p = expit((x @ beta[:, :, None])[:, :, 0])
+        gradient = ((s * (p - y))[:, None] @ x)[:, 0] + prior * (beta - start)
+        hessian = (x * (s * p * (1 - p))[:, :, None]).transpose(0, 2, 1) @ x + np.diag(prior + 1e-12)
+        step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+        before = loss(beta)
+        # A lens that has converged stays where it is: none depends on how long the others take.
+        t = going.astype(np.float64)
+        while (worse := (loss(beta - t[:, None] * step) > before) & (t > 1e-6)).any():
+            t[worse] /= 2
+        beta -= t[:, None] * step
+        going &= np.abs(t[:, None] * step).max(axis=1) >= 1e-9
+        if not going.any():
             break
-    return float(beta[0]), float(beta[1])
+    return [(float(a), float(c)) for a, c in beta]

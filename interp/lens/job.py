@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,24 +13,14 @@ from torch import Tensor
 from interp.lens.bank import Bank
 from interp.lens.baselines import TextLens
 from interp.lens.concepts import Concept
-from interp.lens.fit import standardise
 from interp.lens.leakage import audit_lens
 from interp.lens.report import LensReport
 from interp.lens.samples import Sample, Samples
 
-__all__ = ["Job", "plan", "rows_of"]
+__all__ = ["Job", "plan"]
 
 #: Folds of the cross-validation, at most; see `Job.folds`.
 _FOLDS = 4
-
-
-def rows_of(bank: Bank, samples: Sequence[Sample]) -> Tensor:
-    """Rows of samples, ``[n, phases, width]``: the prompt, and its continuation if the bank has one."""
-    index = bank.index(samples)
-    rows = [bank.take(index)]
-    if bank.continuation:
-        rows.append(bank.take(index, "replies"))
-    return torch.stack(rows, dim=1)
 
 
 @dataclass
@@ -45,8 +34,7 @@ class Job:
     select: list[Sample]
     n_select_positive: int
     templates: tuple[str, ...]  #: of training
-    train_positive: list[Sample] = field(default_factory=list)  #: those of the latest fit
-    train_negative: list[Sample] = field(default_factory=list)
+    n_used: int = 0  #: samples of each class in the latest fit, at most
     n_iter: int = 0
     met_at: int = 0  #: iteration at which the target was first met
     forced_on: bool = False
@@ -65,22 +53,45 @@ class Job:
     text: TextLens | None = None
     test_logits: np.ndarray = field(default_factory=lambda: np.zeros(0))
     test_labels: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    _index: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def most(self) -> int:
         """Positive samples that there are."""
         return min(len(self.positive), len(self.negative)) if self.positive and self.negative else 0
 
-    def use(self, n: int) -> None:
-        """Train on the first `n` samples of each class."""
-        self.train_positive, self.train_negative = self.positive[:n], self.negative[:n]
+    @property
+    def train_positive(self) -> list[Sample]:
+        """Those of the latest fit."""
+        return self.positive[: self.n_used]
 
-    def rows(self, bank: Bank) -> tuple[Tensor, Tensor]:
-        """Standardised rows and labels 0/1 of the training samples."""
-        raw = rows_of(bank, [*self.train_positive, *self.train_negative])
-        y = torch.zeros(raw.shape[:2])
-        y[: len(self.train_positive)] = 1
-        return standardise(raw.flatten(0, 1), self.mean, self.scale), y.flatten()
+    @property
+    def train_negative(self) -> list[Sample]:
+        """Those of the latest fit."""
+        return self.negative[: self.n_used]
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of the latest fit."""
+        return min(self.n_used, len(self.positive)) + min(self.n_used, len(self.negative))
+
+    def labels(self) -> Tensor:
+        """1 and 0 for the samples of the latest fit, positives first, float32 ``[n]``."""
+        return (torch.arange(self.n_samples) < min(self.n_used, len(self.positive))).float()
+
+    def index(self, bank: Bank, name: str) -> Tensor:
+        """Rows of the bank, int64 ``[n]``: of "train" (the latest fit's, positives first) or "select"."""
+        if name == "select":
+            return self._rows("select", self.select, len(self.select), bank)
+        sides = (("positive", self.positive), ("negative", self.negative))
+        return torch.cat([self._rows(side, samples, self.n_used, bank) for side, samples in sides])
+
+    def _rows(self, name: str, samples: list[Sample], n: int, bank: Bank) -> Tensor:
+        """Of the first `n` samples of a list; each is looked up once in a training."""
+        known = self._index.get(name, torch.zeros(0, dtype=torch.int64))
+        if len(known) < min(n, len(samples)):
+            known = self._index[name] = torch.cat([known, bank.index(samples[len(known) : n])])
+        return known[:n]
 
     def folds(self) -> tuple[Tensor, Tensor]:
         """Cross-validation masks, bool ``[n_folds, n]``: samples to fit on, samples to judge by.
@@ -100,15 +111,8 @@ class Job:
         held = (homes == fold) & ((template == fold) | (template < 0))
         return (homes != fold) & (template != fold), held
 
-    def logits(self, bank: Bank, samples: Sequence[Sample]) -> np.ndarray:
-        """Logit of each sample (the mean of its prompt's and its continuation's), float64 ``[n]``."""
-        if not samples:
-            return np.zeros(0)
-        return self.apply(rows_of(bank, samples)).mean(dim=1).double().numpy()
-
-    def apply(self, rows: Tensor) -> Tensor:
-        """Logits of rows as captured, ``[...]`` for rows of shape ``[..., width]``."""
-        z = standardise(rows, self.mean, self.scale)
+    def apply(self, z: Tensor) -> Tensor:
+        """Logits of standardised rows, float32 ``[...]`` for rows of shape ``[..., width]``."""
         if self.mlp is None:
             assert self.w is not None
             return z @ self.w + self.b
@@ -131,7 +135,7 @@ class Job:
             concept=self.concept.id,
             term=self.concept.term,
             level=int(self.concept.level),
-            n_samples=len(self.train_positive) + len(self.train_negative),
+            n_samples=self.n_samples,
             n_positive=len(self.train_positive),
             n_negative=len(self.train_negative),
             n_iter=self.n_iter,
@@ -157,6 +161,7 @@ def _matched(positive: list[Sample], negative: list[Sample]) -> list[Sample]:
 
 
 def plan(samples: Samples, concept: Concept, n: int, seed: int) -> Job:
+    """The job of one concept: at most `n` positive samples for training, as many negatives."""
     positive = samples.positives(concept.id, "train", n)
     negative = samples.negatives(concept.id, "train", positive)
     positive = _matched(positive, negative)

@@ -5,18 +5,21 @@ Nothing here flows back into training. The test split of a concept is read once,
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from interp.lens import grade as g
 from interp.lens.bank import Bank
-from interp.lens.baselines import BagOfWords, TextLens, balanced, fit_text
-from interp.lens.fit import solve, standardise, weights
-from interp.lens.job import Job, rows_of
+from interp.lens.baselines import BagOfWords, Corpus, TextLens, TextProblem, fit_text
+from interp.lens.fit import solve, weights
+from interp.lens.job import Job
+from interp.lens.rows import alike, apply, areas, balanced, logits_of, problems, rows_of
 from interp.lens.samples import Sample, Samples
 
 __all__ = ["Judge", "seed_of"]
@@ -24,6 +27,9 @@ __all__ = ["Judge", "seed_of"]
 
 #: Calibration samples that thresholds are taken from: enough to resolve a false-positive rate of 0.2 %.
 _STRANGERS = 600
+
+#: λ of the words of the template; the text lens chooses its own.
+_TEMPLATE_LAMBDA = 0.1
 
 
 def seed_of(seed: int, *parts: str) -> int:
@@ -44,6 +50,7 @@ class Judge:
     def __init__(self, samples: Samples, bank: Bank, seed: int) -> None:
         self.samples, self.bank, self.seed = samples, bank, seed
         self._read: set[str] = set()
+        self._corpus = Corpus()
         #: Calibration samples of the whole pack, for thresholds.
         self.strangers = samples.drawn("calibrate", _STRANGERS)
         self._test: dict[str, dict[str, list[Sample]]] = {}
@@ -75,8 +82,14 @@ class Judge:
         many = [held[i % len(held)] for i in range(80)] if held else []
         return held, self.samples.negatives(concept_id, "test", many, siblings_only=True)
 
-    def read(self, jobs: Sequence[Job]) -> None:
+    def read(self, jobs: Sequence[Job], *, baselines: bool = True) -> None:
         """Calibrate, grade and compare lenses whose samples are in the bank; fills ``job.found``.
+
+        Parameters
+        ----------
+        jobs : list of Job
+        baselines : bool
+            Compare them too: most of the work.
 
         Raises
         ------
@@ -88,122 +101,136 @@ class Judge:
             if c in self._read:
                 raise RuntimeError(f"the test split of {c!r} has been read; it may be read once")
             self._read.add(c)
-            self._calibrate_job(job)
-            self._grade_job(job)
-        self._shuffled(jobs)
-        self._words(jobs)
+        self._calibrate(jobs)
+        self._grade(jobs)
+        if baselines:
+            self._shuffled(jobs)
+            self._words(jobs)
 
-    def _calibrate_job(self, job: Job) -> None:
-        parts = self._test[job.concept.id]
-        positive, negative = parts["calibrate_positive"], parts["calibrate_negative"]
-        if positive and negative:
-            labels = np.repeat([True, False], [len(positive), len(negative)])
-            job.rescale(*g.platt(job.logits(self.bank, [*positive, *negative]), labels))
+    def _labelled(self, job: Job, kind: str = "") -> tuple[list[Sample], np.ndarray]:
+        """Samples of a kind ("", "seen_", "calibrate_") and whether each is a positive."""
+        positive, negative = (self._test[job.concept.id][kind + name] for name in ("positive", "negative"))
+        return [*positive, *negative], np.repeat([True, False], [len(positive), len(negative)])
 
-    def _grade_job(self, job: Job) -> None:
-        parts = self._test[job.concept.id]
-        samples = [*parts["positive"], *parts["negative"]]
-        labels = np.repeat([True, False], [len(parts["positive"]), len(parts["negative"])])
-        logits = job.logits(self.bank, samples)
-        result = g.grade(logits, labels, [s.group for s in samples])
-        slope, intercept = g.calibration(logits, labels)
-        seen = [*parts["seen_positive"], *parts["seen_negative"]]
-        seen_labels = np.repeat([True, False], [len(parts["seen_positive"]), len(parts["seen_negative"])])
-        job.found.update(
-            grade=result.letter,
-            why=result.why,
-            score=result.score,
-            score_low=result.low,
-            score_high=result.high,
-            auroc=result.auroc,
-            auroc_seen=float(g.auroc(job.logits(self.bank, seen), seen_labels)),
-            f1=g.balanced_f1(logits, labels),
-            brier=g.brier(logits, labels),
-            calibration_slope=slope,
-            calibration_intercept=intercept,
-            n_test_positive=result.n_pos,
-            n_test_negative=result.n_neg,
-        )
-        job.test_logits, job.test_labels = logits, labels
+    def _logits(self, jobs: Sequence[Job], kind: str = "") -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Logits and labels of such samples, one array per lens."""
+        parts = [self._labelled(job, kind) for job in jobs]
+        return logits_of(jobs, self.bank, [samples for samples, _ in parts]), [labels for _, labels in parts]
+
+    def _calibrate(self, jobs: Sequence[Job]) -> None:
+        for job, line in zip(jobs, g.platts(*self._logits(jobs, "calibrate_")), strict=True):
+            job.rescale(*line)
+
+    def _grade(self, jobs: Sequence[Job]) -> None:
+        logits, labels = self._logits(jobs)
+        seen = areas(*self._logits(jobs, "seen_"))
+        lines = g.calibrations(logits, labels)
+        for job, f, y, area, (slope, intercept) in zip(jobs, logits, labels, seen, lines, strict=True):
+            result = g.grade(f, y, [s.group for s in self._labelled(job)[0]])
+            job.found.update(
+                grade=result.letter,
+                why=result.why,
+                score=result.score,
+                score_low=result.low,
+                score_high=result.high,
+                auroc=result.auroc,
+                auroc_seen=float(area),
+                f1=g.balanced_f1(f, y),
+                brier=g.brier(f, y),
+                calibration_slope=slope,
+                calibration_intercept=intercept,
+                n_test_positive=result.n_pos,
+                n_test_negative=result.n_neg,
+            )
+            job.test_logits, job.test_labels = f, y
 
     # ------------------------------------------------------------------ baselines
 
     def _shuffled(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            rng = np.random.default_rng(seed_of(self.seed, "shuffle", job.concept.id))
-            z, y = job.rows(self.bank)
-            n = len(job.train_positive) + len(job.train_negative)
-            # Rows of one prompt get one label, as the true ones have.
-            order = torch.from_numpy(rng.permutation(n))
-            y = y.reshape(n, -1)[order].reshape(-1)
-            coef, b = solve(z[None], y[None], balanced(y)[None], job.lam, tol=1e-3)
-            parts = self._test[job.concept.id]
-            test = [*parts["positive"], *parts["negative"]]
-            rows = standardise(rows_of(self.bank, test), job.mean, job.scale)
-            logits = (rows @ weights(coef, z[None])[0] + b[0]).mean(dim=1)
-            labels = rng.permutation(job.test_labels)
-            job.found["score_shuffled"] = 2 * float(g.auroc(logits.numpy(), labels)) - 1
+        """The lens's own fit on labels that mean nothing: those of training and of test are permuted."""
+        logits, labels = [np.zeros(0)] * len(jobs), [np.zeros(0, dtype=bool)] * len(jobs)
+        for which in alike([job.n_samples for job in jobs], self.bank.model.width):
+            part = [jobs[k] for k in which]
+            z, y, s, phases = problems(part, self.bank)
+            rngs = [np.random.default_rng(seed_of(self.seed, "shuffle", j.concept.id)) for j in part]
+            for k, (job, rng) in enumerate(zip(part, rngs, strict=True)):
+                n = job.n_samples
+                # Rows of one prompt get one label, as the true ones have.
+                order = torch.from_numpy(rng.permutation(n))
+                y[k, : n * phases] = job.labels()[order].repeat_interleave(phases)
+                s[k, : n * phases] = balanced(y[k, : n * phases])
+            coef, b = solve(z, y, s, torch.tensor([job.lam for job in part]), tol=1e-3)
+            w = weights(coef, z)
+            null = [dataclasses.replace(j, w=w[k], b=float(b[k]), mlp=None) for k, j in enumerate(part)]
+            found = logits_of(null, self.bank, [self._labelled(job)[0] for job in part])
+            for k, f, rng in zip(which, found, rngs, strict=True):
+                logits[k], labels[k] = f, rng.permutation(jobs[k].test_labels)
+        for job, area in zip(jobs, areas(logits, labels), strict=True):
+            job.found["score_shuffled"] = 2 * float(area) - 1
 
     def _words(self, jobs: Sequence[Job]) -> None:
+        """Words of the template alone, and all words (the text lens)."""
+
         def template_only(sample: Sample) -> str:
             return sample.text[: sample.start] + sample.text[sample.stop :]
 
-        def prompt(sample: Sample) -> str:
+        def told(sample: Sample) -> str:
+            if self.bank.continuation:
+                return self.bank.reply(int(self.bank.index([sample])[0]))
             return sample.text
 
-        def reply(sample: Sample) -> str:
-            return self.bank.reply(int(self.bank.index([sample])[0]))
-
-        # Templates are compared on those of training: words of the held-out ones were never seen.
-        told = self._bag(jobs, template_only, ("seen_positive", "seen_negative"), lam=0.1)
-        texts = self._bag(jobs, reply if self.bank.continuation else prompt, ("positive", "negative"))
-        for job, (_, labels, logits), (lens, _, text) in zip(jobs, told, texts, strict=True):
-            job.text = lens
-            job.found["score_template"] = 2 * float(g.auroc(logits, labels)) - 1
-            job.found["score_text"] = 2 * float(g.auroc(text, job.test_labels)) - 1
-            if len(text):
-                gap = np.abs(1 / (1 + np.exp(-job.test_logits)) - 1 / (1 + np.exp(-text)))
-                job.found["divergence"] = float(gap.mean())
-
-    def _bag(
-        self,
-        jobs: Sequence[Job],
-        words: Callable[[Sample], str],
-        test: tuple[str, str],
-        lam: float | None = None,
-    ) -> list[tuple[TextLens, np.ndarray, np.ndarray]]:
-        """Per lens: a bag-of-words lens, the labels of its test samples, its logits of them."""
-        problems, tests = [], []
+        frames, texts = [], []
         for job in jobs:
-            train = [words(s) for s in [*job.train_positive, *job.train_negative]]
-            y = np.repeat([1, 0], [len(job.train_positive), len(job.train_negative)])
-            parts = self._test[job.concept.id]
-            held = [words(s) for s in [*parts[test[0]], *parts[test[1]]]]
+            train, y = [*job.train_positive, *job.train_negative], job.labels()
+            frames.append(
+                TextProblem.of_distinct([template_only(s) for s in train], y, self._corpus, _TEMPLATE_LAMBDA)
+            )
             # Words and their weights are of this lens's training texts alone, whatever other lenses read.
-            bag = BagOfWords(train)
-            problems.append((bag, bag.rows(train), y, job.folds()))
-            labels = np.repeat([True, False], [len(parts[test[0]]), len(parts[test[1]])])
-            tests.append((labels, bag.rows(held)))
-        fitted = fit_text(problems, lam)
-        return [(lens, y, lens.logits(rows)) for lens, (y, rows) in zip(fitted, tests, strict=True)]
+            words = [told(s) for s in train]
+            bag = BagOfWords(words, self._corpus)
+            texts.append(TextProblem(bag, bag.rows(words), y, balanced(y), job.folds()))
+        # Templates are compared on those of training: words of the held-out ones were never seen.
+        frame_areas = areas(*self._read_words(jobs, fit_text(frames), template_only, "seen_"))
+        lenses = fit_text(texts)
+        logits, labels = self._read_words(jobs, lenses, told, "")
+        text_areas = areas(logits, labels)
+        for k, (job, f) in enumerate(zip(jobs, logits, strict=True)):
+            job.text = lenses[k]
+            job.found["score_template"] = 2 * float(frame_areas[k]) - 1
+            job.found["score_text"] = 2 * float(text_areas[k]) - 1
+            if len(f):
+                job.found["divergence"] = float(np.abs(expit(job.test_logits) - expit(f)).mean())
+
+    def _read_words(
+        self, jobs: Sequence[Job], lenses: Sequence[TextLens], words: Callable[[Sample], str], kind: str
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Logits of text lenses on held-out samples, and their labels."""
+        logits, labels = [], []
+        for job, lens in zip(jobs, lenses, strict=True):
+            samples, y = self._labelled(job, kind)
+            logits.append(lens.logits(lens.bag.rows([words(s) for s in samples])))
+            labels.append(y)
+        return logits, labels
 
     # ------------------------------------------------------------------ thresholds
 
     def negatives(self, jobs: Sequence[Job]) -> list[dict[str, Tensor]]:
         """Sorted logits of each lens on calibration texts (of the whole pack) that do not show its concept.
 
+        Float32 ``[m]`` each.
+
         Per lens, those of whole texts (``"text"``) and those of one token of each (``"token"``): single
         tokens spread wider than the means that a lens is trained on, so they have thresholds of their own.
         """
         every = [s for s in self.strangers if s in self.bank]  # after a stop, what there is
+        if not every:
+            return [{"text": torch.zeros(0), "token": torch.zeros(0)} for _ in jobs]
+        index = self.bank.index(every)
+        texts = apply(jobs, rows_of(self.bank, index)[None]).mean(dim=2)
+        tokens = apply(jobs, self.bank.take(index, "tokens")[None, :, None])[:, :, 0]
         out = []
-        for job in jobs:
+        for k, job in enumerate(jobs):
             clean = self.samples.excludes(job.concept.id)
-            chosen = [s for s in every if clean(s)]
-            if not chosen:
-                out.append({"text": torch.zeros(0), "token": torch.zeros(0)})
-                continue
-            tokens = job.apply(self.bank.take(self.bank.index(chosen), "tokens"))
-            texts = torch.from_numpy(job.logits(self.bank, chosen)).float()
-            out.append({"text": texts.sort().values, "token": tokens.sort().values})
+            keep = torch.tensor([clean(s) for s in every])
+            out.append({"text": texts[k, keep].sort().values, "token": tokens[k, keep].sort().values})
         return out

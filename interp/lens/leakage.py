@@ -7,7 +7,9 @@ finds the pairs, `audit` raises when one of them, or a group, or a held-out temp
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +24,9 @@ __all__ = ["LeakageError", "audit", "audit_lens", "near_duplicates", "normalise"
 #: a plural, an article, a comma; in a short sentence not another noun.
 NEAR = 0.8
 _SHINGLE = 4
+#: Bits of the sketch of a set of shingles, and the number of ones of every 16 bits.
+_SKETCH = 256
+_ONES = np.array([i.bit_count() for i in range(2**16)], dtype=np.uint8)
 
 
 class LeakageError(ValueError):
@@ -61,32 +66,39 @@ def near_duplicates(texts: Sequence[str], threshold: float = NEAR) -> np.ndarray
     normal = [normalise(t) for t in texts]
     first: dict[str, int] = {}
     twins = [first.setdefault(t, i) for i, t in enumerate(normal)]
-    unique = sorted(first.values())
     pairs = [(twin, i) for i, twin in enumerate(twins) if twin != i]
-    if len(unique) > 1:
-        found = _similar([normal[i] for i in unique], threshold)
-        pairs += [(unique[a], unique[b]) for a, b in found]
+    # In an order of their own, so that whoever asks about the same texts again is answered from memory.
+    unique = tuple(sorted(first))
+    pairs += [(first[unique[a]], first[unique[b]]) for a, b in _similar(unique, threshold)]
     return np.array(sorted((min(p), max(p)) for p in pairs), dtype=np.int64).reshape(-1, 2)
 
 
-def _similar(texts: list[str], threshold: float) -> list[tuple[int, int]]:
-    ids: dict[str, int] = {}
-    sets = [
-        np.array(sorted({ids.setdefault(s, len(ids)) for s in _shingles(t)}), dtype=np.int64) for t in texts
-    ]
-    sizes = np.array([len(s) for s in sets])
-    rank = np.empty(len(ids), dtype=np.int64)
-    rank[np.argsort(np.bincount(np.concatenate(sets), minlength=len(ids)), kind="stable")] = np.arange(
-        len(ids)
-    )
-    ordered = [s[np.argsort(rank[s])] for s in sets]
+@lru_cache(maxsize=2)
+def _similar(texts: tuple[str, ...], threshold: float) -> list[tuple[int, int]]:
+    """Pairs of texts (none twice) whose sets of shingles overlap by `threshold`."""
+    if len(texts) < 2:
+        return []
+    owner, rank, n_shingles = _shingles(texts)
+    sizes = np.bincount(owner, minlength=len(texts))
+    starts = np.cumsum(sizes) - sizes
     prefix = sizes - np.ceil(threshold * sizes - 1e-9).astype(np.int64) + 1
-    full = _membership(ordered, len(ids))
-    head = _membership([s[:p] for s, p in zip(ordered, prefix, strict=True)], len(ids))
-    candidates = sp.triu(head @ head.T, k=1).tocoo()
-    a, b = candidates.row, candidates.col
+    head = np.arange(len(owner)) - starts[owner] < prefix[owner]
+    full, heads = (
+        sp.csr_array((np.ones(len(o), np.float32), (o, r)), shape=(len(texts), n_shingles))
+        for o, r in ((owner, rank), (owner[head], rank[head]))
+    )
+    candidates = (heads @ heads.T).tocoo()
+    upper = candidates.row < candidates.col
+    a, b = candidates.row[upper], candidates.col[upper]
     near_in_size = np.minimum(sizes[a], sizes[b]) >= threshold * np.maximum(sizes[a], sizes[b]) - 1e-9
     a, b = a[near_in_size], b[near_in_size]
+    # Most candidates are dropped by a sketch: sets that differ in few shingles differ in no more bits.
+    bits = np.zeros((len(texts), _SKETCH), dtype=bool)
+    bits[owner, rank * 40_503 % _SKETCH] = True
+    sketch = np.packbits(bits, axis=1).view(np.uint16)
+    differing = _ONES[sketch[a] ^ sketch[b]].sum(axis=1, dtype=np.int64)
+    allowed = (sizes[a] + sizes[b]) * (1 - threshold) / (1 + threshold)
+    a, b = a[differing <= allowed + 1e-9], b[differing <= allowed + 1e-9]
     out: list[tuple[int, int]] = []
     for start in range(0, len(a), 100_000):
         i, j = a[start : start + 100_000], b[start : start + 100_000]
@@ -96,16 +108,26 @@ def _similar(texts: list[str], threshold: float) -> list[tuple[int, int]]:
     return out
 
 
-def _shingles(text: str) -> set[str]:
-    padded = f" {text} "
-    return {padded[i : i + _SHINGLE] for i in range(max(len(padded) - _SHINGLE + 1, 1))}
+def _shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
+    """The sets of shingles: the owner of each and its rank (0: the rarest), sorted by both; how many ranks.
 
-
-def _membership(sets: list[np.ndarray], n: int) -> sp.csr_array:
-    indptr = np.concatenate([[0], np.cumsum([len(s) for s in sets])])
-    return sp.csr_array(
-        (np.ones(indptr[-1], dtype=np.float32), np.concatenate(sets), indptr), shape=(len(sets), n)
-    )
+    A text that is shorter than a shingle, with a space on either side, is one shingle.
+    """
+    padded = [f" {t} ".ljust(_SHINGLE, "\0") for t in texts]
+    lengths = np.array([len(p) for p in padded])
+    codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    # Two characters make a number, two of those numbers a shingle: exact for every alphabet.
+    pairs = np.unique((codes[:-1].astype(np.int64) << 32) | codes[1:], return_inverse=True)[1].ravel()
+    n_each = lengths - _SHINGLE + 1
+    owner = np.repeat(np.arange(len(texts)), n_each)
+    at = np.arange(len(owner)) + np.repeat(np.arange(len(texts)) * (_SHINGLE - 1), n_each)
+    kinds, shingle = np.unique((pairs[at] << 32) | pairs[at + 2], return_inverse=True)
+    held = np.sort(owner * len(kinds) + shingle.ravel())
+    owner, shingle = np.divmod(held[np.diff(held, prepend=-1) > 0], len(kinds))  # a set holds each once
+    rank = np.empty(len(kinds), dtype=np.int64)
+    rank[np.argsort(np.bincount(shingle), kind="stable")] = np.arange(len(kinds))
+    owner, order = np.divmod(np.sort(owner * len(kinds) + rank[shingle]), len(kinds))
+    return owner, order, len(kinds)
 
 
 def group_texts(texts: Sequence[str], sources: Sequence[str], threshold: float = NEAR) -> np.ndarray:
@@ -189,12 +211,10 @@ def audit_lens(positive: Sequence[Sample], negative: Sequence[Sample]) -> None:
         text = next(s.filler for s in positive if s.group in both)
         raise LeakageError(f"{text!r} (or a near-duplicate) is both a positive and a negative sample")
     if min(len(positive), len(negative)) >= 20:
-        used = {s.template for s in [*positive, *negative]}
-
-        def shares(samples: Sequence[Sample]) -> np.ndarray:
-            return np.array([sum(s.template == t for s in samples) for t in used]) / len(samples)
-
-        distance = 0.5 * np.abs(shares(positive) - shares(negative)).sum()
+        mine, other = (Counter(s.template for s in samples) for samples in (positive, negative))
+        distance = 0.5 * sum(
+            abs(mine[t] / len(positive) - other[t] / len(negative)) for t in mine.keys() | other.keys()
+        )
         if distance > 0.1:
             raise LeakageError(
                 f"positives and negatives use the templates in different proportions (total variation "

@@ -19,8 +19,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from interp.lens.concepts import ConceptPack
@@ -33,8 +36,7 @@ __all__ = ["SPLITS", "Sample", "Samples", "Templates"]
 SHARES = {"given": 0.2, "sibling": 0.4, "cousin": 0.2, "far": 0.2}
 
 #: Templates that a text is used with in training. A third one costs 20 % more forward passes on the shipped
-#: pack
-#: and raises the mean score by 0.01.
+#: pack and raises the mean score by 0.01.
 PASSES = 2
 
 SPLITS = ("train", "select", "calibrate", "test")
@@ -151,7 +153,9 @@ class Samples:
             raise ValueError(
                 f"shares must give weights ≥ 0 to {', '.join(SHARES)}, got {dict(self.shares)!r}"
             )
-        self._cache: dict[tuple[str, str, str], list[Sample]] = {}
+        self._made: dict[tuple[str, str, str], Sample] = {}  # (template, origin, text) → sample
+        self._origins: dict[tuple[str, bool], dict[str, list[str]]] = {}
+        self._naming: dict[str, set[str]] = {}  # term → texts that name it
         self._shown: dict[str, set[int]] = {}  # concept → groups with a text that is said to show it
         self._clean: dict[str, Callable[[Sample], bool]] = {}
         self._fillers = self._split()  # (origin, split) → [(text, group)] in drawing order
@@ -204,21 +208,25 @@ class Samples:
             for i, (text, group) in enumerate(fillers):
                 yield self._fill(used[(i + k + turn) % len(used)], text, origin, group, split, heldout)
 
-    def _of_template(self, origin: str, split: str, template: str, heldout: bool) -> list[Sample]:
+    def _of_template(self, origin: str, split: str, template: str, heldout: bool) -> Iterator[Sample]:
         """Those rows that have one template, in the same order."""
-        key = (origin, split, template)
-        if key not in self._cache:
-            rows = self._rows(origin, split, heldout=heldout)
-            for sample in rows:
-                self._cache.setdefault((origin, split, sample.template), []).append(sample)
-            self._cache.setdefault(key, [])
-        return self._cache[key]
+        used = self.templates.heldout if heldout else self.templates.train
+        turn = _order(self.seed, "turn", origin)[0]
+        fillers = self._fillers.get((origin, split), [])
+        at = used.index(template)
+        for k in range(len(used)):
+            for text, group in fillers[(at - k - turn) % len(used) :: len(used)]:
+                yield self._fill(template, text, origin, group, split, heldout)
 
-    @staticmethod
-    def _fill(template: str, text: str, origin: str, group: int, split: str, heldout: bool) -> Sample:
-        start = template.index("{text}")
-        whole = template.replace("{text}", text)
-        return Sample(whole, start, start + len(text), template, origin, group, split, heldout)
+    def _fill(self, template: str, text: str, origin: str, group: int, split: str, heldout: bool) -> Sample:
+        key = (template, origin, text)
+        sample = self._made.get(key)
+        if sample is None:
+            start = template.index("{text}")
+            whole = template.replace("{text}", text)
+            sample = Sample(whole, start, start + len(text), template, origin, group, split, heldout)
+            self._made[key] = sample
+        return sample
 
     def drawn(self, split: str, n: int) -> list[Sample]:
         """Samples of one split drawn from the whole pack, whichever lenses are trained.
@@ -228,6 +236,10 @@ class Samples:
         split : str
         n : int
             At most so many. Examples of concepts come before near misses, each text with one template.
+
+        Returns
+        -------
+        list of Sample
         """
         found: dict[str, Sample] = {}
         origins = sorted(o for o, part in self._fillers if part == split)
@@ -254,6 +266,10 @@ class Samples:
             At most so many (the first ones); default all.
         heldout : bool
             Use the held-out templates (``test`` only).
+
+        Returns
+        -------
+        list of Sample
         """
         origins = [concept_id, *self.pack.descendants(concept_id)]
         origins.sort(key=lambda o: _order(self.seed, "positive", concept_id, o))
@@ -308,6 +324,9 @@ class Samples:
         return out
 
     def _kinds(self, concept_id: str, siblings_only: bool) -> dict[str, list[str]]:
+        """The origins of each kind of negative, in the order of the draw."""
+        if (concept_id, siblings_only) in self._origins:
+            return self._origins[concept_id, siblings_only]
         pack = self.pack
         line = {concept_id} | pack.ancestors(concept_id) | pack.descendants(concept_id)
 
@@ -323,13 +342,15 @@ class Samples:
             given = {f"not:{concept_id}"}
             found = {"given": given, "sibling": sibling, "cousin": cousin, "far": far}
             found = {kind: members for kind, members in found.items() if self.shares.get(kind, 0) > 0}
-        return {
+        ordered = {
             kind: sorted(members, key=lambda o: _order(self.seed, "negative", concept_id, o))
             for kind, members in found.items()
         }
+        self._origins[concept_id, siblings_only] = ordered
+        return ordered
 
     def excludes(self, concept_id: str) -> Callable[[Sample], bool]:
-        """A test whether a sample surely does not show a concept.
+        """A test whether a sample surely does not show the concept `concept_id`.
 
         It is of a concept outside the direct line (or a near miss of this one), neither it nor nearly the
         same text is said to show the concept or what is below it, and it does not name them.
@@ -339,8 +360,7 @@ class Samples:
         below = [concept_id, *self.pack.descendants(concept_id)]
         line = {*below, *self.pack.ancestors(concept_id)}
         shown = set[int]().union(*(self._shown.get(c, ()) for c in below))
-        terms = "|".join(sorted(re.escape(self.pack[c].term.casefold()) for c in below))
-        named = re.compile(rf"(?<!\w)(?:{terms})(?!\w)")
+        named = set[str]().union(*(self._texts_naming(self.pack[c].term) for c in below))
 
         def clean(sample: Sample) -> bool:
             if sample.group in shown:
@@ -349,13 +369,34 @@ class Samples:
                 # A near miss may well name the concept; that is what makes it near. Of others we know
                 # nothing.
                 return sample.origin == f"not:{concept_id}"
-            return sample.origin not in line and not named.search(sample.filler.casefold())
+            return sample.origin not in line and sample.filler not in named
 
         self._clean[concept_id] = clean
         return clean
 
+    def _texts_naming(self, term: str) -> set[str]:
+        """Texts that hold a term as words of their own, in whatever case."""
+        if term not in self._naming:
+            folded, starts, texts = self._corpus
+            wanted, found, at = term.casefold(), set(), -1
+            while (at := folded.find(wanted, at + 1)) >= 0:
+                which = bisect_right(starts, at) - 1
+                text = folded[starts[which] : starts[which + 1] - 1]
+                if re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", text):
+                    found.add(texts[which])
+                at = starts[which + 1] - 1  # on with the next text
+            self._naming[term] = found
+        return self._naming[term]
+
+    @cached_property
+    def _corpus(self) -> tuple[str, list[int], list[str]]:
+        """All texts in lower case, each behind a line's end; where each begins (and an end); the texts."""
+        texts = sorted({text for fillers in self._fillers.values() for text, _ in fillers})
+        folded = [text.casefold() for text in texts]
+        return "\n".join([*folded, ""]), [0, *accumulate(len(t) + 1 for t in folded)], texts
+
     def siblings_of(self, concept_id: str) -> set[str]:
-        """Origins that count as siblings: the siblings and all below them."""
+        """Origins that count as siblings of `concept_id`: the siblings and all below them."""
         return set(self._kinds(concept_id, True)["sibling"])
 
 
@@ -372,7 +413,7 @@ class _Deck:
     ) -> None:
         self._samples, self._split, self._origins, self._clean = samples, split, origins, clean
         self._turn = 0
-        self._queues: dict[tuple[str, str], Iterator[Sample]] = {}
+        self._queues: dict[tuple[str, str], Iterator[Sample]] = {}  # of (origin, template)
 
     def draw(self, like: Sample, used: set[Any]) -> Sample | None:
         for _ in range(len(self._origins)):
@@ -380,8 +421,9 @@ class _Deck:
             self._turn = (self._turn + 1) % len(self._origins)
             key = (origin, like.template)
             if key not in self._queues:
-                rows = self._samples._of_template(origin, self._split, like.template, like.heldout)
-                self._queues[key] = iter(rows)
+                self._queues[key] = self._samples._of_template(
+                    origin, self._split, like.template, like.heldout
+                )
             for sample in self._queues[key]:
                 if _identity(sample) not in used and self._clean(sample):
                     return sample

@@ -12,6 +12,7 @@ Five questions, each with a table:
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from interp.capture.model import Model
 
 __all__ = ["MARGIN", "Study", "study"]
+
+logger = logging.getLogger(__name__)
 
 #: Fixed before any measurement: AUROCs that differ by less than this on average are the same.
 MARGIN = 0.02
@@ -168,7 +171,8 @@ def study(
     site : str, optional
         Of the lenses; the middle ``resid_post`` by default.
     dtypes : sequence of str
-        The first is the reference.
+        The first is the reference. One that the device cannot compute in is left out, and named in
+        ``about``.
     batches : sequence of int
         Prompts per forward pass.
     n_prompts : int
@@ -180,18 +184,25 @@ def study(
     n_steered : int
         Best A lenses to steer with.
     device : str
+        For a model that is loaded here.
     seed : int
 
     Returns
     -------
     Study
+
+    Raises
+    ------
+    ValueError
+        For fewer than 5 repeats, a pack without examples, or a device that runs none of the dtypes.
     """
     from interp.capture.batching import memory_free
 
     if repeats < 5:
         raise ValueError(f"repeats must be at least 5 for a median with a spread, got {repeats}")
     pack = pack if isinstance(pack, ConceptPack) else ConceptPack.load(pack)
-    models = {d: _load(model, d, device) for d in dtypes}
+    models, lacking = _models(model, dtypes, device)
+    dtypes = list(models)
     first = models[dtypes[0]]
     site = site or f"resid_post.{first.n_layers // 2}"
     samples = Samples(pack, seed=seed)
@@ -222,9 +233,34 @@ def study(
         "concepts": concepts.concept.nunique(),
         "margin": MARGIN,
         "torch threads": torch.get_num_threads(),
+        "left out": ", ".join(lacking) or "no dtype",
         "free_megabytes": round(memory_free(first.device) / 2**20),
     }
     return Study(finite, memory, speed, quality, concepts, steering, about)
+
+
+def _models(model: Any, dtypes: Sequence[str], device: str) -> tuple[dict[str, Model], dict[str, str]]:
+    """The model in every dtype that its device computes in; of the others, why not."""
+    from interp.capture.batching import is_out_of_memory
+
+    models: dict[str, Model] = {}
+    lacking: dict[str, str] = {}
+    for dtype in dtypes:
+        try:
+            loaded = _load(model, dtype, device)
+            x = torch.ones(8, 8, dtype=loaded.dtype, device=loaded.device)
+            torch.nn.functional.silu(x @ x).isfinite().all().item()
+            models[dtype] = loaded
+        except (RuntimeError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
+            lacking[dtype] = str(error).split("\n")[0]
+            logger.warning("%s is left out: %s", dtype, lacking[dtype])
+    if not models:
+        raise ValueError(
+            f"the device computes in none of the dtypes ({lacking}): give others, or another device"
+        )
+    return models, lacking
 
 
 def _load(model: Any, dtype: str, device: str) -> Model:
@@ -249,19 +285,21 @@ def _lens_quality(
         d: train_lenses(m, pack, site=site, concepts=chosen, bank=banks[d], seed=seed)
         for d, m in models.items()
     }
+    judge = Judge(samples, banks[next(iter(banks))], seed)
+    tests = {c: judge.test_samples(c) for c in chosen}
     rows = []
-    for trained, these in lenses.items():
+    for concept, (positive, negative) in tests.items():
+        if min(len(positive), len(negative)) < g.MIN_GROUPS:
+            continue
+        both: list[Sample] = [*positive, *negative]
+        labels = np.arange(len(both)) < len(positive)
         for evaluated, bank in banks.items():
-            judge = Judge(samples, bank, seed)
-            for concept in these.ids:
-                positive, negative = judge.test_samples(concept)
-                if min(len(positive), len(negative)) < g.MIN_GROUPS:
+            bank.ensure(both)  # they are there, unless the lens was not fitted
+            x = bank.take(bank.index(both))
+            for trained, these in lenses.items():
+                if concept not in these:
                     continue
-                both: list[Sample] = [*positive, *negative]
-                bank.ensure(both)
-                x = bank.take(bank.index(both))
                 logits = these[concept].score(x, site=site).double().numpy()
-                labels = np.arange(len(both)) < len(positive)
                 rows.append(
                     {
                         "concept": concept,
