@@ -15,7 +15,16 @@ Hook = Callable[[Event], Any]
 
 
 def asks_to_stop(answer: Any) -> bool:
-    """Whether a hook's answer is ``True``, Python's or NumPy's or torch's."""
+    """Whether a hook's answer is ``True``, Python's or NumPy's or torch's.
+
+    Parameters
+    ----------
+    answer : object
+
+    Returns
+    -------
+    bool
+    """
     # Not truthiness: `file.write` as a hook returns a count and asks for nothing.
     return answer is True or (hasattr(answer, "dtype") and bool(answer))
 
