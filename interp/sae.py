@@ -54,7 +54,7 @@ class SAE:
     Parameters
     ----------
     weights : mapping of str to Tensor
-        ``W_enc``, ``b_enc``, ``W_dec``, ``b_dec`` and, for ``jumprelu``, ``threshold``.
+        ``W_enc``, ``b_enc``, ``W_dec``, ``b_dec`` and, for ``jumprelu``, ``threshold``; shapes as above.
     cfg : mapping
         The fields of ``cfg.json``. Read are ``architecture``, ``k``, ``apply_b_dec_to_input``,
         ``normalize_activations``, ``rescale_acts_by_decoder_norm``, ``reshape_activations`` and

@@ -97,6 +97,16 @@ class Prompts(Sequence[Prompt]):
     def from_file(cls, path: str | os.PathLike[str], *, system: str | None = None) -> Prompts:
         """Read a .txt file (one prompt per line, blank lines skipped) or a .jsonl file (one dict per line).
 
+        Parameters
+        ----------
+        path : path
+        system : str, optional
+            A system message to put before every prompt, as in the constructor.
+
+        Returns
+        -------
+        Prompts
+
         Raises
         ------
         FileNotFoundError
@@ -135,7 +145,19 @@ class Prompts(Sequence[Prompt]):
         return [p.id for p in self._items]
 
     def index(self, id: Any, *args: Any) -> int:
-        """Position of the prompt with this id (or of this prompt)."""
+        """Position of a prompt.
+
+        Parameters
+        ----------
+        id : str or Prompt
+            Its id, or the prompt itself.
+        *args : int
+            As of ``list.index``.
+
+        Returns
+        -------
+        int
+        """
         return self._index[id] if isinstance(id, str) else self._items.index(id, *args)
 
     def __len__(self) -> int:
@@ -209,6 +231,10 @@ def shipped(name: str) -> Prompts:
     name : str
         A key of `SHIPPED`: ``"uncertainty"`` (8 prompts), ``"commitment"`` (4), ``"cognitive"`` (4),
         ``"sycophancy"`` (4), ``"tier3_uncertainty"`` (2), ``"tier3_cognitive"`` (2).
+
+    Returns
+    -------
+    Prompts
 
     Raises
     ------

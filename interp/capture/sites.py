@@ -89,8 +89,6 @@ class Sites:
 
     Parameters
     ----------
-    hf : nn.Module
-        A transformers model.
     config : object
         Its (text) configuration.
     backbone : nn.Module

@@ -226,6 +226,10 @@ class TraitVectors(Mapping[str, Trait]):
         seed : int
             Of the splits and the controls.
 
+        Returns
+        -------
+        TraitVectors
+
         Raises
         ------
         ValueError
@@ -249,11 +253,11 @@ class TraitVectors(Mapping[str, Trait]):
         return cls(fitted, about)
 
     def vectors(self) -> dict[str, Tensor]:
-        """Trait → its vector at its site, for ``capture(vectors=…)``: projected at every layer."""
+        """Trait → its vector at its site, float32 ``[width]``, for ``capture(vectors=…)``: on every layer."""
         return {t.name: t.vectors[t.site] for t in self.values()}
 
     def by_site(self) -> dict[str, dict[str, Tensor]]:
-        """Trait → {site: the vector fitted there}, for ``capture(vectors=…)``: each projected at home."""
+        """Trait → {site: the vector fitted there, float32 ``[width]``}, for ``capture(vectors=…)``."""
         return {t.name: t.vectors for t in self.values()}
 
     def frame(self) -> pd.DataFrame:
@@ -268,6 +272,16 @@ class TraitVectors(Mapping[str, Trait]):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write ``path.safetensors`` (``trait/site`` → vector) and ``path.json`` (everything else).
+
+        Parameters
+        ----------
+        path : path
+            Without a suffix.
+
+        Returns
+        -------
+        Path
+            The same.
 
         Raises
         ------
@@ -301,6 +315,10 @@ class TraitVectors(Mapping[str, Trait]):
             Without the suffix.
         model : Model, optional
             Refuse vectors that belong to another one.
+
+        Returns
+        -------
+        TraitVectors
 
         Raises
         ------
