@@ -94,9 +94,11 @@ def missing(page: Path, text: str) -> list[str]:
     for span in code_spans(text):
         path, _, test = span.partition("::")
         if re.fullmatch(r"(\.ci|interp|tests|notebooks)/[\w./-]*|[\w./-]+\.(py|ipynb|md|js|yml|toml)", path):
-            found = [p for base in (ROOT, page.parent, ROOT / "interp") for p in [base / path] if p.exists()]
             if "runs/" in path or path == "shards.py":  # of the reader's own
                 continue
+            # From the root, or from the page; a bare name may be in any folder of the package.
+            found = [base / path for base in (ROOT, page.parent) if (base / path).exists()]
+            found += [] if "/" in path else [*(ROOT / "interp").rglob(path)]
             if not found or (test and f"def {test}(" not in found[0].read_text(encoding="utf-8")):
                 out.append(span)
             continue
