@@ -242,3 +242,12 @@ def test_many_small_shards_are_the_rows_they_are(multi_label: bool, threads: int
         found = LatentSummary(12, 7).add_shards(parts)
     same(found, LatentSummary(12, 7).add(x, labels).merge(LatentSummary(12, 7).add(big, repeated)))
     assert sum(1 for _ in _batches(parts, 12, None)) == 2
+
+
+def test_small_shards_wait_only_until_they_are_a_batch() -> None:
+    x, y = problem(5)
+    part = check_shard(sp.csr_array(sp.vstack([x] * 20)), np.tile(y, 20))
+    sizes = [sum(s.x.nnz for s in batch) for (batch,) in _batches([part] * 40, 12, None)]
+    assert sum(sizes) == 40 * part.x.nnz > 1 << 20
+    assert max(sizes) < 1 << 20
+    assert len(sizes) > 2
