@@ -132,9 +132,8 @@ class Place:
         from IPython.display import display, update_display
 
         style = _STYLE.format(uid=self.uid)
-        waits = (
-            f"{html.escape(self._title)}: the live view needs its kernel; a picture stays here once it has ended."
-        )
+        name = html.escape(self._title)
+        waits = f"{name}: the live view needs its kernel; a picture stays here once it has ended."
         empty = f'<div class="interp-static" data-run="{self.uid}">{style}<em>{waits}</em></div>'
         page = self._html or empty
         show = update_display if update else display
