@@ -66,12 +66,25 @@ footer { margin-top: 3.2rem; padding-top: 1rem; border-top: 1px solid var(--line
 
 @dataclass
 class Table:
-    """A short table, for the terminal and for the report."""
+    """A short table, for the terminal and for the report.
+
+    Raises
+    ------
+    ValueError
+        If a row has another number of cells than there are columns.
+    """
 
     title: str
     columns: list[str]
     rows: list[list[str]]
     note: str = ""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"table: got a row of {len(row)} cells for {len(self.columns)} columns: {row}"
+                )
 
     def text(self) -> str:
         """Aligned columns: the first to the left, the others to the right."""
@@ -118,17 +131,8 @@ class Report:
         self._parts.append(f"<p>{_text(text)}</p>")
 
     def table(self, table: Table) -> None:
-        """A table with its title and note under it; columns of numbers are aligned to the right.
-
-        Raises
-        ------
-        ValueError
-            If a row has another number of cells than there are columns.
-        """
+        """A table with its title and note under it; columns of numbers are aligned to the right."""
         columns, body = table.columns, table.rows
-        for row in body:
-            if len(row) != len(columns):
-                raise ValueError(f"table: got a row of {len(row)} cells for {len(columns)} columns: {row}")
         right = [bool(body) and all(_is_number(row[i]) for row in body) for i in range(len(columns))]
 
         def line(tag: str, cells: Sequence[str]) -> str:

@@ -80,7 +80,7 @@ class SAE:
     ------
     ValueError
         For an architecture or a normalisation that this class does not compute, or weights that are
-        missing or of the wrong shape.
+        missing, of the wrong shape, or not finite.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], cfg: Mapping):
@@ -116,6 +116,9 @@ class SAE:
                 raise ValueError(
                     f"{name} has shape {tuple(getattr(self, name).shape)}, W_enc asks for {shape}"
                 )
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+            if not torch.isfinite(getattr(self, name)).all():
+                raise ValueError(f"{name} holds numbers that are not finite: every code would be wrong")
         if self.k is not None and not 1 <= self.k <= self.n_latents:
             raise ValueError(f"k is {self.k}, expected 1 to {self.n_latents}")
         self._norm = self.W_dec.norm(dim=-1) if self.rescale else None
@@ -359,7 +362,7 @@ def _architecture(cfg: Mapping) -> tuple[str, int | None]:
         )
     if cfg.get("reshape_activations", "none") not in ("none", "hook_z"):
         raise ValueError(f"reshape_activations {cfg['reshape_activations']!r} is not supported")
-    if name == "topk" and not isinstance(k, int):
+    if name == "topk" and (not isinstance(k, int) or isinstance(k, bool)):
         raise ValueError(f"a topk autoencoder needs an integer k, cfg.json has {k!r}")
     return name, k if name == "topk" else None
 

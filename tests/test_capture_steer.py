@@ -7,7 +7,6 @@ import torch
 from capture_zoo import ALL, sequences, zoo
 
 from interp.capture import capture, steer
-from interp.capture.sites import RESIDUAL_KINDS
 
 
 def direction(width: int) -> torch.Tensor:
@@ -37,7 +36,6 @@ def test_what_follows_is_changed_and_what_precedes_is_not() -> None:
     torch.testing.assert_close(steered["resid_pre.1"], plain["resid_pre.1"] + 2 * direction(32))
     torch.testing.assert_close(steered["resid_post.0"], steered["resid_pre.1"])
     assert (steered["resid_post.2"] - plain["resid_post.2"]).abs().max() > 0.1
-    assert "resid_mid" in RESIDUAL_KINDS
 
 
 def test_positions_in_generation() -> None:

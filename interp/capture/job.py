@@ -14,15 +14,12 @@ from torch import Tensor
 from interp.capture.generate import Generator
 from interp.capture.model import Model
 from interp.capture.prompts import Prompts
-from interp.capture.sites import split
+from interp.capture.sites import RESIDUAL_KINDS, split
 from interp.capture.tape import same_as
 
-__all__ = ["PROJECTABLE", "TIER2", "Job", "Vectors"]
+__all__ = ["TIER2", "Job", "Vectors"]
 
 Vectors = Mapping[str, "Tensor | Mapping[str, Tensor]"]
-
-#: Kinds of site whose rows live in (or are added to) the residual stream: vectors apply to them.
-PROJECTABLE = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 #: Kinds that tier 2 takes at every layer.
 TIER2 = ("resid_pre", "resid_mid", "resid_post")
@@ -156,7 +153,7 @@ def _matrices(
         if isinstance(given, Mapping):
             own = {model.sites.resolve(site)[0]: v for site, v in given.items()}
         else:
-            own = {site: given for site in sites if split(site)[0] in PROJECTABLE}
+            own = {site: given for site in sites if split(site)[0] in RESIDUAL_KINDS}
         used = {site: torch.as_tensor(v) for site, v in own.items() if site in sites}
         if not used:
             raise ValueError(
@@ -164,7 +161,7 @@ def _matrices(
                 f"{', '.join(own) or 'the residual stream'}"
             )
         for site, v in used.items():
-            if split(site)[0] not in PROJECTABLE:
+            if split(site)[0] not in RESIDUAL_KINDS:
                 raise ValueError(f"vector {name!r}: rows of {site} are not states of the residual stream")
             if v.shape != (model.width,):
                 raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -273,21 +274,37 @@ def _parse(item: Any, i: int, system: str | None) -> Prompt:
     content = item[given[0]]
     if given[0] == "text" and (not isinstance(content, str) or not content.strip()):
         raise ValueError(f"prompt {i} is empty: got {content!r}")
-    if given[0] != "text" and not len(content):
+    if given[0] == "token_ids":
+        content = _token_ids(content, i)
+    elif given[0] == "messages":
+        content = _messages(content, i)
+    if not content:
         raise ValueError(f"prompt {i} is empty: {given[0]} has no items")
     if system is not None and given[0] != "token_ids":
-        messages = [{"role": "user", "content": content}] if given[0] == "text" else list(content)
-        given, content = ["messages"], [{"role": "system", "content": system}, *messages]
-    if given[0] == "messages":
-        content = tuple(dict(m) for m in content)
-        for m in content:
-            if not {"role", "content"} <= m.keys():
-                raise ValueError(f"prompt {i}: a message needs 'role' and 'content', got {sorted(m)}")
-    elif given[0] == "token_ids":
-        content = tuple(int(t) for t in content)
+        messages = ({"role": "user", "content": content},) if given[0] == "text" else content
+        given, content = ["messages"], ({"role": "system", "content": system}, *messages)
     id = str(item["id"]) if item.get("id") not in (None, "") else content_id(content)
     meta = {k: v for k, v in item.items() if k not in ("id", "text", "messages", "token_ids")}
     return Prompt(id, meta=meta, **{given[0]: content})
+
+
+def _token_ids(content: Any, i: int) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(t) for t in content)
+    except TypeError as error:
+        raise ValueError(
+            f"prompt {i}: token_ids must be a list of integers, got {str(content)[:60]!r}"
+        ) from error
+
+
+def _messages(content: Any, i: int) -> tuple[dict[str, str], ...]:
+    if not isinstance(content, (list, tuple)):
+        raise ValueError(f"prompt {i}: messages must be a list of dicts, got {str(content)[:60]!r}")
+    for m in content:
+        if not isinstance(m, Mapping) or not all(isinstance(m.get(k), str) for k in ("role", "content")):
+            got = sorted(map(str, m)) if isinstance(m, Mapping) else str(m)[:60]
+            raise ValueError(f"prompt {i}: a message needs 'role' and 'content', both text, got {got}")
+    return tuple(dict(m) for m in content)
 
 
 def _encode(prompt: Prompt, model: Model) -> list[int]:

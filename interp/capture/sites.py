@@ -53,7 +53,8 @@ KINDS = (
     "mlp_out",
     "resid_post",
 )
-RESIDUAL_KINDS = ("embed", "resid_pre", "resid_mid", "resid_post")
+#: Kinds whose rows are states of the residual stream, or are added to it: vectors apply to them.
+RESIDUAL_KINDS = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,8 @@ class Sites:
         if isinstance(patterns, str):
             patterns = [p.strip() for p in patterns.split(",")]
         found: dict[str, None] = {}
-        for pattern in patterns:
-            kind, _, layer = pattern.partition(".")
+        for pattern in patterns if isinstance(patterns, Iterable) else (patterns,):
+            kind, _, layer = str(pattern).partition(".")
             if kind not in self.kinds() or (kind == "embed") != (layer == ""):
                 raise ValueError(
                     f"unknown site {pattern!r}: this {self.model_type} model has {self.available()} "

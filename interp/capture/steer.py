@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 
 from interp.capture.model import Model
-from interp.capture.sites import split
+from interp.capture.sites import RESIDUAL_KINDS, split
 
 __all__ = ["steer"]
-
-#: Sites at which something can be added.
-STEERABLE = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
 @contextmanager
@@ -65,8 +62,8 @@ def steer(
     for pattern, vector in vectors.items():
         vector = torch.as_tensor(vector).detach()
         for site in model.sites.resolve(pattern):
-            if split(site)[0] not in STEERABLE:
-                raise ValueError(f"cannot steer at {site!r}: expected one of {', '.join(STEERABLE)}")
+            if split(site)[0] not in RESIDUAL_KINDS:
+                raise ValueError(f"cannot steer at {site!r}: expected one of {', '.join(RESIDUAL_KINDS)}")
             if vector.shape != (model.width,):
                 raise ValueError(
                     f"vector for {site} has shape {tuple(vector.shape)}, expected ({model.width},)"

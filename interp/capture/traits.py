@@ -335,23 +335,23 @@ class TraitVectors(Mapping[str, Trait]):
         content = read_json(about)
         if content.get("format") != FORMAT:
             raise ValueError(f"{about} has format {content.get('format')!r}, expected {FORMAT!r}")
-        if file_hash(weights) != content["weights"]:
+        if file_hash(weights) != content.get("weights"):
             raise ValueError(f"{weights} is damaged: its hash is not the one in {about.name}. Fit again")
-        if model is not None and content["model"]["fingerprint"] != model.fingerprint:
+        try:
+            fingerprint, name = content["model"]["fingerprint"], content["model"]["name"]
+            tensors = load_file(weights)
+            traits = []
+            for t in content["traits"]:
+                start = t["name"] + "/"
+                mine = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+                traits.append(Trait(**t, vectors=mine))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{about} is not what `save` wrote ({error}): fit again") from error
+        if model is not None and fingerprint != model.fingerprint:
             raise ValueError(
-                f"the trait vectors at {path} belong to {content['model']['name']} "
-                f"({content['model']['fingerprint']}), not to {model.name} ({model.fingerprint}): fit them "
-                "again"
+                f"the trait vectors at {path} belong to {name} ({fingerprint}), not to {model.name} "
+                f"({model.fingerprint}): fit them again"
             )
-        tensors = load_file(weights)
-        traits = []
-        for t in content["traits"]:
-            mine = {
-                k.removeprefix(t["name"] + "/"): v
-                for k, v in tensors.items()
-                if k.startswith(t["name"] + "/")
-            }
-            traits.append(Trait(**t, vectors=mine))
         return cls(traits, content["model"])
 
 

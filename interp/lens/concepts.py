@@ -120,6 +120,7 @@ class ConceptPack:
 
     def __init__(self, name: str, version: str, concepts: list[Concept]) -> None:
         self.name, self.version = name, version
+        _expect_text([name, version], f"the name or version of pack {name!r}")
         self._concepts: dict[str, Concept] = {}
         self._reached: dict[tuple[str, str], set[str]] = {}  # asked for again and again by the samples
         for concept in concepts:
@@ -128,12 +129,7 @@ class ConceptPack:
                     f"pack {name!r}: the id {concept.id!r} occurs twice; ids must be unique, rename one"
                 )
             self._concepts[concept.id] = concept
-            try:
-                json.dumps(concept.to_dict(), ensure_ascii=False).encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"pack {name!r}: {concept.id!r} holds half a surrogate pair, which is no text: {error}"
-                ) from error
+            _expect_text(concept.to_dict(), f"pack {name!r}: {concept.id!r}")
         self._children: dict[str, list[str]] = {c: [] for c in self._concepts}
         for concept in concepts:
             for parent in concept.parents:
@@ -411,6 +407,14 @@ def _expect(value: Any, kind: type, where: str, wanted: str) -> None:
         raise ValueError(f"{where} must be {wanted}, got {type(value).__name__} {str(value)[:60]!r}")
 
 
-def _warn_unknown(names: set[str], where: str) -> None:
+def _expect_text(value: Any, where: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} holds half a surrogate pair, which is no text: {error}") from error
+
+
+def _warn_unknown(names: set[Any], where: str) -> None:
     if names:
-        warnings.warn(f"{where}: unknown fields ignored: {', '.join(sorted(names))}", stacklevel=4)
+        listed = ", ".join(sorted(map(str, names)))
+        warnings.warn(f"{where}: unknown fields ignored: {listed}", stacklevel=4)

@@ -96,6 +96,8 @@ def load(folder: str | os.PathLike[str]) -> Lenses:
             return {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
 
         words = content["words"]
+        if not isinstance(content["meta"].get("site"), str):
+            raise OSError("it does not say at which site they read")
         return Lenses(
             [LensReport.from_dict(r) for r in content["reports"]],
             tensors["weight"],
@@ -107,7 +109,7 @@ def load(folder: str | os.PathLike[str]) -> Lenses:
             mlp=of("mlp.") or None,
             text=None if words is None else TextLenses.from_tensors(words, of("text.")),
         )
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"the lenses in {folder} are damaged ({error}); train again") from error
 
 
