@@ -112,7 +112,7 @@ def forward_only(model: Model, n_prompts: int, budget: int, repeats: int) -> lis
         except Exception as error:  # of whatever kind: a peer that does not run here ends nothing
             absent[name] = f"{about[name]} did not run: {type(error).__name__}: {str(error)[:60]}"
     seconds = in_turns(jobs, repeats)
-    note = f"{n_prompts} prompts, {len(batches)} batches, resid_post of every layer"
+    note = f"{n_prompts} prompts in padded batches ({len(batches)}), resid_post of every layer"
     rows = [ratio(READING, "captured ÷ transformers alone", seconds["captured"], seconds["bare"], note=note)]
     for name in peers:
         what = f"{name} ÷ captured"
