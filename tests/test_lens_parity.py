@@ -24,7 +24,7 @@ from interp.lens.bank import Bank
 from interp.lens.job import plan
 from interp.lens.judge import seed_of
 from interp.lens.rows import alike
-from interp.lens.samples import Samples
+from interp.lens.samples import Samples, Templates
 from interp.lens.train import train_lenses
 
 SITE, GROWTH, TARGET = "resid_post.1", (10, 20, 40), 0.75
@@ -162,6 +162,31 @@ def test_the_training_is_the_slow_one():
             else:
                 assert got == value, (report.concept, name)
     assert len(ends) >= 2
+
+
+@pytest.mark.parametrize("n", [10, 40])
+@pytest.mark.parametrize("several", [True, False])
+def test_a_fold_is_judged_on_new_texts_in_new_templates(n, several):
+    templates = None if several else Templates(train=("{text}",))
+    samples = Samples(lens_world.pack(), templates=templates)
+    job = plan(samples, samples.pack["bird"], 41, 0)
+    job.n_used = n
+    train = [*job.train_positive, *job.train_negative]
+    judged = np.zeros(len(train), dtype=int)
+    for on, held in zip(*(mask.numpy() for mask in job.folds()), strict=True):
+        assert on.any()
+        assert held.any()
+        assert not {train[i].group for i in np.flatnonzero(on)} & {
+            train[i].group for i in np.flatnonzero(held)
+        }
+        if several:
+            assert not {train[i].template for i in np.flatnonzero(on)} & {
+                train[i].template for i in np.flatnonzero(held)
+            }
+        judged += held
+    assert judged.max() == 1
+    first = {s.group: i for i, s in reversed(list(enumerate(train)))}
+    assert judged[list(first.values())].all()  # every text is judged once, where it is first used
 
 
 # ------------------------------------------------------------------------------ the pieces that batch

@@ -354,6 +354,20 @@ def test_a_stop_in_the_forward_passes(model):
             assert r.n_samples == 2 * (10, 20, 40)[r.n_iter - 1]
 
 
+def test_a_stop_within_a_round_leaves_each_lens_with_the_samples_of_its_fit(model, bank):
+    seen = 0
+
+    def hook(event):
+        nonlocal seen
+        seen += event.kind == "LensIteration"
+        return seen == 11
+
+    lenses = train_lenses(model, lens_world.pack(), site=SITE, bank=bank, iteration_hook=hook)
+    last = lenses.history().groupby("concept").n_samples.last()
+    assert sorted(last.unique()) == [20, 40]
+    assert {r.concept: r.n_samples for r in lenses.reports if r.fitted} == last.to_dict()
+
+
 def test_a_stop_with_no_time_left_to_grade(model, bank, monkeypatch):
     """Lenses are kept as they were fitted, and say so; the grades of those that had ended stay."""
     monkeypatch.setattr("interp.lens.rounds._GRACE", 0.0)
@@ -383,11 +397,11 @@ def test_a_stop_takes_effect_at_once(shipped, at):
         nonlocal seen, asked
         seen += event.kind == "LensIteration"
         if seen >= at:
-            asked = min(asked, time.perf_counter())
+            asked = min(asked, time.process_time())
         return seen >= at
 
     lenses = train_lenses(shipped.model, "tiny", site=shipped.site, bank=shipped, iteration_hook=hook)
-    assert time.perf_counter() - asked < 1.0  # 0.15 s on a free machine
+    assert time.process_time() - asked < 0.4  # of this process, whatever others do on the machine
     assert len(lenses) >= min(at, 150)
 
 

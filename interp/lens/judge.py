@@ -223,7 +223,7 @@ class Judge:
         tokens spread wider than the means that a lens is trained on, so they have thresholds of their own.
         """
         every = [s for s in self.strangers if s in self.bank]  # after a stop, what there is
-        if not every:
+        if not every or not jobs:
             return [{"text": torch.zeros(0), "token": torch.zeros(0)} for _ in jobs]
         index = self.bank.index(every)
         texts = apply(jobs, rows_of(self.bank, index)[None]).mean(dim=2)

@@ -20,7 +20,6 @@ from interp.events import Emitter, LensEnd, LensIteration
 from interp.lens import grade as g
 from interp.lens.bank import Bank
 from interp.lens.baselines import TextLenses
-from interp.lens.concepts import ConceptPack
 from interp.lens.fit import choose_lambda, fit_mlp, solve, statistics, weights
 from interp.lens.job import Job
 from interp.lens.judge import Judge, seed_of
@@ -86,7 +85,7 @@ class Rounds:
         """
         self.progress = progress
         self._end([j for j in self.jobs if j.why])
-        ready = bool(self.active) and self._standardise()
+        ready = bool(self.active) and not self.emit.stop and self._standardise()
         for n in self.growth:
             if not ready or not self.active or self.emit.stop:
                 break
@@ -234,7 +233,7 @@ class Rounds:
         while jobs:
             if self.emit.stop:  # first those that can be graded: there is little time
                 jobs = sorted(jobs, key=lambda j: j.w is None)
-            n = _ENDED // 4 if self.emit.stop else _ENDED
+            n = _ENDED // 8 if self.emit.stop else _ENDED
             part, jobs = jobs[:n], jobs[n:]
             self._judge(part, complete)
             for job in part:
@@ -288,7 +287,7 @@ class Rounds:
 
     # ------------------------------------------------------------------ the result
 
-    def lenses(self, pack: ConceptPack, parameters: dict[str, Any], seconds: float) -> Lenses:
+    def lenses(self, pack: dict[str, str], parameters: dict[str, Any], seconds: float) -> Lenses:
         """Everything that was fitted, on one standardisation."""
         model, bank = self.bank.model, self.bank
         fitted = [j for j in self.jobs if j.w is not None]
@@ -303,7 +302,7 @@ class Rounds:
             },
             "site": bank.site,
             "pooling": bank.pooling,
-            "pack": {"name": pack.name, "version": pack.version, "hash": pack.hash},
+            "pack": pack,
             "parameters": parameters,
             "seconds": seconds,
             "history": self.history,
@@ -315,7 +314,11 @@ class Rounds:
         meta["typical_norm"] = self.typical_norm
         root = len(self.mean) ** 0.5
         heads = [j.mlp for j in fitted if j.mlp is not None]
-        lines = self.judge.negatives(fitted)
+        # After a stop there is no time for the thresholds of lenses that were not graded.
+        known = [j for j in fitted if "grade" in j.found]
+        line_of = dict(zip((j.concept.id for j in known), self.judge.negatives(known), strict=True))
+        none = {"text": torch.zeros(0), "token": torch.zeros(0)}
+        lines = [line_of.get(j.concept.id, none) for j in fitted]
         return Lenses(
             reports,
             torch.stack([j.w for j in fitted if j.w is not None]) / root,

@@ -111,6 +111,7 @@ def train_lenses(
     for c in chosen:
         if c not in pack:
             raise ValueError(f"concepts: {c!r} is not in pack {pack.name!r}")
+    about_pack = {"name": pack.name, "version": pack.version, "hash": pack.hash}
     emit = Emitter(iteration_hook)
     bank = _bank(model, bank, dtype, site, pooling, continuation, seed, batch_tokens)
     samples = Samples(pack, seed=seed, templates=templates, shares=shares)
@@ -152,7 +153,7 @@ def train_lenses(
         "templates": {"train": samples.templates.train, "heldout": samples.templates.heldout},
         "shares": samples.shares,
     }
-    lenses = run.lenses(pack, parameters, seconds)
+    lenses = run.lenses(about_pack, parameters, seconds)
     logger.info("%r in %.1f s, %d prompts forwarded", lenses, seconds, bank.n_forwarded)
     if emit:
         emit(TrainEnd(n_lenses=len(lenses), grade_counts=lenses.grades, seconds=seconds, stopped=emit.stop))
