@@ -63,7 +63,7 @@ def statistics(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def standardise(rows: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """(rows − mean) / (scale √d) in float32, of the shape of `rows`, so that a typical row has norm 1."""
-    return (rows.float() - mean) / (scale * rows.shape[-1] ** 0.5)
+    return (rows.float() - mean).div_(scale * rows.shape[-1] ** 0.5)
 
 
 def solve(

@@ -67,10 +67,10 @@ def alike(sizes: Sequence[int], width: int = 1) -> Iterator[list[int]]:
 
 def rows_of(bank: Bank, index: Tensor) -> Tensor:
     """Rows by number, float32 ``[*index.shape, phases, width]``: prompt, and continuation if there is one."""
-    rows = [bank.take(index)]
-    if bank.continuation:
-        rows.append(bank.take(index, "replies"))
-    return torch.stack(rows, dim=-2)
+    rows = bank.take(index)
+    if not bank.continuation:
+        return rows[..., None, :]
+    return torch.stack([rows, bank.take(index, "replies")], dim=-2)
 
 
 def gather(bank: Bank, index: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
