@@ -295,6 +295,19 @@ def test_a_line_that_is_no_event_is_skipped_with_a_warning(tmp_path, caplog, jun
     assert "no event" in caplog.text
 
 
+def test_a_line_whose_number_was_damaged_is_skipped_with_a_warning(tmp_path, caplog):
+    """It is JSON and an event still: only its checksum tells."""
+    path = tmp_path / "log.jsonl"
+    with JsonlLog(path) as log:
+        log(slab(1))
+        log(slab(2))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0].replace(b'"slab":1', b'"slab":7') + lines[1])
+    with caplog.at_level(logging.WARNING, "interp.events"):
+        assert [e.slab for e in read(path)] == [2]
+    assert "does not match its checksum" in caplog.text
+
+
 def test_a_missing_log_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no event log at .*nowhere.*JsonlLog"):
         read(tmp_path / "nowhere")
