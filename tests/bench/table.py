@@ -41,7 +41,16 @@ __all__ = [
 ]
 
 #: The benchmarks, in the order of the table. The first is `interp bench seed-scale`, which runs on its own.
-BENCHES = ("seed_scale", "probe_speed", "probe_questions", "capture_speed", "lens_mlp", "lens_bank", "live")
+BENCHES = (
+    "seed_scale",
+    "probe_speed",
+    "probe_questions",
+    "capture_speed",
+    "lens_mlp",
+    "lens_train",
+    "lens_bank",
+    "live",
+)
 FOLDER = Path("runs/bench")
 RATIO = "×"
 
