@@ -23,6 +23,7 @@ RUNS = {
     "probe_questions": (["inert pairs", "row indices", "cast once", "slab of 32", "retries"], 0),
     "capture_speed": (["one by one", "captured, projected ÷", "captured ÷", "nnsight", "TransformerLens"], 0),
     "lens_mlp": (["all lenses, made up", "all lenses, shipped"], 2),
+    "lens_train": (["adaptive loop, one MLP at a time"], 0),
     "lens_bank": (["bank ÷ bare"], 0),
     "live": (["fit with a moving monitor ÷ fit alone"], 2),
 }  # fmt: skip

@@ -25,7 +25,7 @@ from table import Row, finish, interleaved, parse, parser, ratio
 from interp.capture.model import load_model
 from interp.lens import grade as g
 from interp.lens.bank import Bank
-from interp.lens.concepts import ConceptPack
+from interp.lens.concepts import Concept, ConceptPack
 from interp.lens.job import Job, plan
 from interp.lens.judge import Judge
 from interp.lens.samples import Samples
@@ -34,9 +34,9 @@ from interp.lens.train import train_lenses
 GROWTH, TARGET = (10, 20, 40, 80, 120), 0.95
 
 
-def one_at_a_time(job: Job, bank: Bank, test: list) -> float:
+def one_at_a_time(job: Job, bank: Bank, test: list, growth: Sequence[int]) -> float:
     """The loop of one lens, MLP by MLP: the AUROC on held-out texts."""
-    for n in GROWTH:
+    for n in growth:
         train = [*job.positive[:n], *job.negative[:n]]
         x = bank.take(bank.index(train))
         y = (torch.arange(len(train)) < len(job.positive[:n])).float()
@@ -71,37 +71,53 @@ def stretched(bank: Bank, width: int) -> Bank:
     return wide
 
 
-def compare(name: str, bank: Bank, n_mlp: int, repeats: int) -> list[Row]:
+def leaves(pack: ConceptPack, n: int) -> list[Concept]:
+    """About `n` of the concepts whose examples are their own."""
+    of_last_level = [c for c in pack if c.level == max(pack.levels)]
+    return of_last_level[:: max(1, len(of_last_level) // n)][:n]
+
+
+def compare(
+    name: str,
+    bank: Bank,
+    growth: Sequence[int],
+    n_mlp: int,
+    repeats: int,
+    concepts: list[str] | None,
+) -> list[Row]:
     """Seconds per lens of both, in turns, and the AUROCs of the same lenses."""
     pack = ConceptPack.load("tiny")
     samples = Samples(pack)
     judge = Judge(samples, bank, 0)
-    leaves = [c for c in pack if c.level == max(pack.levels)]  # whose examples are their own
-    chosen = leaves[:: max(1, len(leaves) // n_mlp)][:n_mlp]
-    jobs = [plan(samples, c, max(GROWTH) + 1, 0) for c in chosen]
+    chosen = leaves(pack, n_mlp)
+    jobs = [plan(samples, c, max(growth) + 1, 0) for c in chosen]
     tests = [[s for part in judge.test_samples(c.id) for s in part] for c in chosen]
     found: dict[str, list[float]] = {}
 
     def loop() -> float:
         start = time.perf_counter()
-        found["mlp"] = [one_at_a_time(j, bank, t) for j, t in zip(jobs, tests, strict=True)]
+        found["mlp"] = [one_at_a_time(j, bank, t, growth) for j, t in zip(jobs, tests, strict=True)]
         return (time.perf_counter() - start) / len(jobs)
 
     def together() -> float:
         start = time.perf_counter()
-        lenses = train_lenses(bank.model, pack, site=bank.site, bank=bank, growth=GROWTH, f1_target=TARGET)
+        lenses = train_lenses(
+            bank.model, pack, site=bank.site, bank=bank, growth=growth, f1_target=TARGET, concepts=concepts
+        )
         seconds = (time.perf_counter() - start) / len(lenses)
         found["lens"] = [lenses[c.id].report.auroc for c in chosen]
         found["all"] = [len(lenses)]
         return seconds
 
-    one_at_a_time(jobs[0], bank, tests[0])  # warm up; the texts of the pack are compared once in a process
+    one_at_a_time(
+        jobs[0], bank, tests[0], growth
+    )  # warm up; the texts of the pack are compared once in a process
     seconds = interleaved({"mlp": loop, "lens": together}, repeats)
     gain = np.array(found["lens"]) - np.array(found["mlp"])
     spread = 1.96 * gain.std() / len(gain) ** 0.5
     note = (
         f"seconds per lens from a finished bank, width {bank.model.width}, {torch.get_num_threads()} torch "
-        f"threads; {len(chosen)} MLP loops, all {found['all'][0]:.0f} lenses of the shipped pack; held-out "
+        f"threads; {len(chosen)} MLP loops, {found['all'][0]:.0f} lenses of the shipped pack; held-out "
         f"AUROC {np.mean(found['lens']):.3f} beside {np.mean(found['mlp']):.3f} ({gain.mean():+.3f} ± "
         f"{spread:.3f})"
     )
@@ -120,11 +136,15 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     model = load_model(options.model or "tiny", device=options.device)
     bank = Bank(model, f"resid_post.{model.n_layers // 2}")
     growth = GROWTH[:1] if options.quick else GROWTH
-    train_lenses(model, "tiny", site=bank.site, bank=bank, growth=growth)  # fills the bank
+    # Fills the bank, with all that either side may want.
     n_mlp = 2 if options.quick else 16
-    rows = compare(options.model or "shipped model", bank, n_mlp, options.repeats)
+    concepts = [c.id for c in leaves(ConceptPack.load("tiny"), 2)] if options.quick else None
+    train_lenses(model, "tiny", site=bank.site, bank=bank, growth=growth, f1_target=1.0, concepts=concepts)
+    rows = compare(options.model or "shipped model", bank, growth, n_mlp, options.repeats, concepts)
     if options.model is None and not options.quick:
-        rows += compare("width of a 4B model", stretched(bank, 2560), n_mlp, options.repeats)
+        rows += compare(
+            "width of a 4B model", stretched(bank, 2560), growth, n_mlp, options.repeats, concepts
+        )
     return finish("lens_train", rows, options)
 
 
