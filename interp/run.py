@@ -12,8 +12,10 @@ The thread only ever waits between two iterations, so pausing and stopping leave
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import replace
@@ -25,6 +27,19 @@ __all__ = ["Run", "start"]
 
 #: Events kept for hooks that are added while the run is under way.
 _KEPT = 4096
+#: Seconds that a process waits at its end for runs still under way.
+_PATIENCE = 10.0
+_runs: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Stop the runs that the process leaves behind: a thread cut off inside torch would abort the process."""
+    deadline = time.monotonic() + _PATIENCE
+    for run in list(_runs):
+        run.stop()
+    for run in list(_runs):
+        run._thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Gate:
@@ -345,5 +360,6 @@ def start(fn: Callable[..., Any], *args: Any, paused: bool = False, **kwargs: An
     Run
     """
     run = Run(fn, args, kwargs, paused=paused)
+    _runs.add(run)
     run._thread.start()
     return run

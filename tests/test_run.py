@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 import tracemalloc
@@ -557,3 +560,23 @@ def test_a_run_shows_its_view_or_else_its_text():
 
 def test_the_names_in_all_exist():
     assert all(hasattr(run_module, name) for name in run_module.__all__)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_process_may_end_while_a_run_is_under_way(held):
+    """A daemon thread cut off inside torch's C++ had the process abort, now and then, with code 134."""
+    code = f"""
+        import time, numpy as np, scipy.sparse as sp
+        from interp import Sparse1DProbe, run
+        x = sp.random(4000, 256, density=0.05, format="csr", random_state=0, dtype=np.float32)
+        r = run.start(Sparse1DProbe(tol=1e-9).fit, x, np.arange(4000) % 151, paused={held})
+        while r.last is None:
+            time.sleep(0.01)
+    """
+    began = time.monotonic()
+    for _ in range(1 if held else 4):
+        ended = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120
+        )
+        assert (ended.returncode, ended.stderr) == (0, "")
+    assert time.monotonic() - began < 100
