@@ -286,7 +286,7 @@ def test_a_pair_that_can_do_nothing_right_ends_as_lm_failed(monkeypatch: pytest.
         return torch.full_like(certified(move, g_new, h_new), float("nan"))
 
     monkeypatch.setattr(lm, "certified_decrease", refuse)
-    monkeypatch.setattr(step, "judged", step.judged.__wrapped__)  # as Python, which sees the patch
+    monkeypatch.setattr(step, "_judged", step._judged.__wrapped__)  # as Python, which sees the patch
     probe = Sparse1DProbe(max_retries=2)
     events = events_of(probe, x, y)
     stuck = probe.n_iter_ > 0

@@ -1,7 +1,8 @@
 r"""One Levenberg–Marquardt iteration of many pairs, but for the sums over their events.
 
 These functions run in TorchScript (see `interp.threads.without_gil`), which reads annotations as they
-are: no ``from __future__ import annotations`` here, nor in `interp.probe.lm`.
+are: no ``from __future__ import annotations`` here, nor in `interp.probe.lm`. For a named tuple that it
+returns, TorchScript makes a new class at every call, at a quarter millisecond: they return lists.
 """
 
 from typing import NamedTuple
@@ -90,9 +91,13 @@ def has_converged(g: Tensor, h: Tensor, tol: float) -> Tensor:
     return small & (lm.decrement(g, h) <= 1e-4 * tol)
 
 
-@without_gil
 def proposed(a: Active, n: float, ridge: float, delta_logit: float, max_retries: int) -> lm.Step:
     """The next step of every pair: Newton's, or the fallback after too many rejected ones."""
+    return lm.Step(*_proposed(a, n, ridge, delta_logit, max_retries))
+
+
+@without_gil
+def _proposed(a: Active, n: float, ridge: float, delta_logit: float, max_retries: int) -> list[Tensor]:
     theta = torch.stack((a.b, a.w))
     step = lm.propose(theta, a.g, a.h, a.lam, a.x_low, a.x_high, delta_logit)
     falling_back = a.retries > max_retries
@@ -100,10 +105,9 @@ def proposed(a: Active, n: float, ridge: float, delta_logit: float, max_retries:
         bound = torch.stack((torch.full_like(a.b, 0.25 + ridge), 0.25 * a.squares / n + a.ridge_w))
         safe = lm.descend(theta, a.g, bound, a.h, a.x_low, a.x_high, delta_logit)
         step = lm.choose(falling_back, safe, step)
-    return step
+    return [step.db, step.dw, step.slope, step.curvature, step.delta, step.clipped]
 
 
-@without_gil
 def judged(
     a: Active,
     step: lm.Step,
@@ -116,8 +120,6 @@ def judged(
     lam_grow: float,
     delta_logit: float,
     max_retries: int,
-    code_converged: int = CONVERGED,
-    code_failed: int = LM_FAILED,
 ) -> tuple[Active, Tensor, Tensor, Tensor]:
     """Where the pairs are after `step`, at whose end the sums are `sums`.
 
@@ -132,8 +134,6 @@ def judged(
     tol, ridge, lam_init, lam_shrink, lam_grow, delta_logit : float
     max_retries : int
         See `interp.Sparse1DProbe`.
-    code_converged, code_failed : int
-        What `Active.status` gets.
 
     Returns
     -------
@@ -143,6 +143,40 @@ def judged(
     lam, g : Tensor of float, shape [n_active] and [2, n_active]
         Damping and gradient after the step.
     """
+    live, b, w, g, h, lam, retries, n_iter, n_fail, status, counts, tried = _judged(
+        a, step, sums, n, tol, ridge, lam_init, lam_shrink, lam_grow, delta_logit, max_retries
+    )
+    active = a._replace(
+        live=live,
+        b=b,
+        w=w,
+        g=g,
+        h=h,
+        lam=lam,
+        retries=retries,
+        n_iter=n_iter,
+        n_fail=n_fail,
+        status=status,
+    )
+    return active, counts, tried, g
+
+
+@without_gil
+def _judged(
+    a: Active,
+    step: lm.Step,
+    sums: Tensor,
+    n: float,
+    tol: float,
+    ridge: float,
+    lam_init: float,
+    lam_shrink: float,
+    lam_grow: float,
+    delta_logit: float,
+    max_retries: int,
+    code_converged: int = CONVERGED,
+    code_failed: int = LM_FAILED,
+) -> list[Tensor]:
     b, w = a.b + step.db, a.w + step.dw
     g, h = derivatives(a, b, w, sums, n, ridge)
     decrease = lm.certified_decrease(step, g, h)
@@ -162,8 +196,7 @@ def judged(
     status = torch.where(converged, torch.full_like(a.status, code_converged), status)
     live = a.live & ~converged & ~given_up
     counts = torch.stack((live.sum(), failed.sum(), rejected.sum(), (step.clipped & a.live).sum()))
-    active = Active(
-        a.at,
+    return [
         live,
         b,
         w,
@@ -174,23 +207,20 @@ def judged(
         a.n_iter + a.live.int(),
         a.n_fail + failed.int(),
         status,
-        a.prior,
-        a.n_class,
-        a.label_sum,
-        a.n_zero,
-        a.x_low,
-        a.x_high,
-        a.squares,
-        a.ridge_w,
-    )
-    return active, counts, lam, g
+        counts,
+        lam,
+    ]
+
+
+def still_live(a: Active) -> Active:
+    """The pairs that are still iterated."""
+    return Active(*_still_live(a))
 
 
 @without_gil
-def still_live(a: Active) -> Active:
-    """The pairs that are still iterated."""
+def _still_live(a: Active) -> list[Tensor]:
     index = torch.nonzero(a.live).squeeze(1)
-    return Active(
+    return [
         a.at.index_select(0, index),
         a.live.index_select(0, index),
         a.b.index_select(0, index),
@@ -210,4 +240,4 @@ def still_live(a: Active) -> Active:
         a.x_high.index_select(0, index),
         a.squares.index_select(0, index),
         a.ridge_w.index_select(0, index),
-    )
+    ]
