@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from interp.probe import LatentSummary
@@ -45,6 +45,7 @@ def by_values(values: list[np.ndarray], b: np.ndarray, w: np.ndarray) -> np.ndar
     return out
 
 
+@example(seed=1225, size=200.0, signed=True)  # a slope whose bound was 0 · ∞
 @given(seed=st.integers(0, 10**6), size=st.sampled_from([0.1, 1.0, 5.0, 30.0, 200.0]), signed=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_the_bound_of_the_rules_error_is_one(seed: int, size: float, signed: bool) -> None:
@@ -53,6 +54,7 @@ def test_the_bound_of_the_rules_error_is_one(seed: int, size: float, signed: boo
     at = torch.from_numpy(b.ravel()), torch.from_numpy(w.ravel())
     error = np.abs(layout.sums(*at).numpy()[:2].reshape(2, *b.shape) - by_values(values, b, w))
     bound = layout.rule_errors(*at).numpy().reshape(2, *b.shape)
+    assert np.isfinite(bound).all()
     assert (error <= bound + 1e-9).all()
 
 

@@ -254,18 +254,19 @@ class Layout:
         square of the rule's node polynomial is the smallest of its degree in the mean, and the
         Chebyshev polynomial's is h⁴/4). With f = σ(z): f'''' = w⁴σ''''; with f = xσ(z): x w⁴σ'''' + 4w³σ'''.
         Both |σ'''| and |σ''''| are at most σ', and within the bin σ' is at most e^{2|w|h} times its
-        value at a node.
+        value at a node, and never above 1/4.
         """
         theta, bounds = self._spread(b, w), self._results(2)
         for bucket, at, slots, (r, c, _) in self.blocks:
             assert bucket.e is not None
             x1, e = bucket.x1[at], bucket.e[at]
             here = theta[slots].view(r, c, 2)
-            s = torch.sigmoid(torch.bmm(here, x1))
+            z = torch.bmm(here, x1).abs_()
             x = x1[:, 1].abs()
             slope = here[..., 1:].abs()
-            # half-width / |x| is at most 1/32 in every bin
-            spread = s * (1.0 - s) * torch.exp(slope * x[:, None] * (2.0 / 32.0))
+            # σ' e^{2|w|h}, in one exponential where two would be 0 · ∞; |x| / h is at least 32 in every bin.
+            largest = torch.exp((slope * x[:, None] * (2.0 / 32.0) - z).clamp_(max=0.0))
+            spread = (largest / (1.0 + torch.exp(-z)) ** 2).clamp_(max=0.25)
             sums = torch.bmm(spread, torch.stack((e, e * x), dim=-1))
             slope = slope[..., 0]
             over_b = slope**4 * sums[..., 0]
