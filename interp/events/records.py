@@ -140,9 +140,9 @@ class SlabBegin(Event):
 class IterationEnd(Event):
     """One LM iteration over the active pairs of a slab.
 
-    ``loss_mean`` and ``loss_max`` cost an evaluation of their own. They are taken over at most 16,384 pairs
+    ``loss_mean`` and ``loss_max`` cost an evaluation of their own. They are taken over at most 8,192 pairs
     (all classes of latents evenly spaced; all pairs of a smaller slab), and only while that has taken less
-    than 1 % of the fit's time; in between they are NaN.
+    than 1 % of the fit's time (the first, which warms up, not counted); in between they are NaN.
     """
 
     is_step: ClassVar[bool] = True

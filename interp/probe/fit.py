@@ -25,7 +25,7 @@ __all__ = ["Fit", "Fitted"]
 #: Scaled gradient to which a float32 stage is trusted.
 _FLOAT32_TOL = 1e-4
 #: Share of the fit's time that the loss of `IterationEnd` may cost, and pairs that it is taken of.
-_LOSS_SHARE, _LOSS_PAIRS = 0.01, 1 << 14
+_LOSS_SHARE, _LOSS_PAIRS = 0.01, 1 << 13
 #: Iterations between looks at whether the rule can bring the pairs still active any further.
 _HAND_OVER_EVERY = 10
 
@@ -148,7 +148,8 @@ class Fit:
             size = min(_PART[1], max(_PART[0], -(-len(self._alive) // threads)))
         self._parts = [self._alive[k : k + size] for k in range(0, len(self._alive), size)]
         self._listening = False
-        self._loss_spent = self._loss_last = 0.0
+        self._loss_spent = 0.0
+        self._loss_last: float | None = None
 
     # ------------------------------------------------------------------------------ the course
 
@@ -296,11 +297,14 @@ class Fit:
     def _loss(self, slab: Slab) -> tuple[float, float]:
         """Mean and largest loss of some pairs, as long as a share of the fit's time pays for it."""
         start = time.perf_counter()
-        if self._loss_spent + self._loss_last > _LOSS_SHARE * (start - self._began):
+        if self._loss_last is not None and self._loss_spent + self._loss_last > _LOSS_SHARE * (
+            start - self._began
+        ):
             return float("nan"), float("nan")
         losses = slab.losses(_LOSS_PAIRS)
         out = float(losses.mean()), float(losses.max())
-        self._loss_last = time.perf_counter() - start
+        # The first warms up: counted, it would use up what a short fit has.
+        self._loss_last = 0.0 if self._loss_last is None else time.perf_counter() - start
         self._loss_spent += self._loss_last
         return out
 
