@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import inspect
 import json
 import os
 import re
@@ -301,48 +299,3 @@ def test_nothing_unsafe(path):
             assert given.get("trust_remote_code") is not True, where
             if ast.unparse(node.func) == "torch.load":
                 assert given.get("weights_only") is True, f"{where}: torch.load unpickles; use safetensors"
-
-
-#: Where people import from; other modules may be used inside the package without ceremony.
-FACES = (
-    "interp",
-    "interp.capture",
-    "interp.cluster",
-    "interp.events",
-    "interp.lens",
-    "interp.live",
-    "interp.probe",
-    "interp.run",
-    "interp.sae",
-    "interp.tiny",
-)
-
-
-def public_objects() -> Iterator[tuple[str, object]]:
-    for face in FACES:
-        module = importlib.import_module(face)
-        for name in getattr(module, "__all__", ()):
-            thing = getattr(module, name)
-            if inspect.isclass(thing) or inspect.isfunction(thing):
-                yield f"{face}.{name}", thing
-            if inspect.isclass(thing):
-                for method, f in vars(thing).items():
-                    if inspect.isfunction(f) and not method.startswith("_"):
-                        yield f"{face}.{name}.{method}", f
-
-
-def test_every_public_name_says_what_it_is():
-    silent = [name for name, thing in public_objects() if not inspect.getdoc(thing)]
-    assert not silent
-
-
-def test_docstrings_name_every_parameter():
-    """A parameter that the docstring never mentions is a parameter nobody can use."""
-    missing = []
-    for name, thing in public_objects():
-        doc = inspect.getdoc(thing) or ""
-        if "Parameters\n---" not in doc:
-            continue
-        named = [p.name for p in inspect.signature(thing).parameters.values() if p.kind.name[:3] != "VAR"]
-        missing += [f"{name}({p})" for p in named if p != "self" and not re.search(rf"\b{p}\b", doc)]
-    assert not missing

@@ -106,21 +106,18 @@ def test_a_button_never_waits_for_the_worker():
     start = time.perf_counter()
     for do in ("pause", "step", "leap", "resume", "pause", "step", "stop"):
         press(monitor, do)
-    assert time.perf_counter() - start < 0.8
+    assert time.perf_counter() - start < 0.2
     slow.wait(10)
 
 
 def test_stop_is_honoured_within_a_third_of_a_second():
-    latencies = []
-    while not latencies or (latencies[-1] > 0.3 and len(latencies) < 3):  # a busy machine has a second chance
-        r = run.start(play, fit_events(n_slabs=40, width=4), 0.02)
-        monitor = FitMonitor(r)
-        until(lambda: monitor.digest.n_steps > 3)  # noqa: B023
-        start = time.perf_counter()
-        press(monitor, "stop")
-        r.wait(5)
-        latencies.append(time.perf_counter() - start)
-    assert min(latencies) <= 0.3
+    r = run.start(play, fit_events(n_slabs=40, width=4), 0.02)
+    monitor = FitMonitor(r)
+    until(lambda: monitor.digest.n_steps > 3)
+    start = time.perf_counter()
+    press(monitor, "stop")
+    r.wait(5)
+    assert time.perf_counter() - start <= 0.3
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -455,7 +452,9 @@ def test_a_frame_costs_the_kernel_little():
         start = time.perf_counter()
         monitor.refresh()
         costs.append(time.perf_counter() - start)
-    assert min(costs) < 0.002  # about 0.3 ms on an idle machine; a matplotlib frame costs 40
+    # About 0.3 ms on an idle machine; a matplotlib frame costs 40.
+    assert min(costs) < 0.002
+    assert sum(costs) / len(costs) < 0.005
 
 
 def test_a_script_that_starts_a_run_needs_no_widgets():
