@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from capture_zoo import ALL, sequences, zoo
@@ -58,6 +60,86 @@ def test_positions_in_generation() -> None:
     assert moved.tolist() == [False, True, False, False, True] * 2
 
 
+@pytest.mark.parametrize("kind", ["resid_post", "mlp_out"])
+@pytest.mark.parametrize("name", ALL)
+def test_indices_count_the_tokens_of_each_prompt(name: str, kind: str) -> None:
+    """Whatever padding the batch brings, and on whichever side."""
+    model, prompts, site = zoo(name), sequences(0, (5, 12, 3)), f"{kind}.1"
+    for new in (0, 2) if model.is_causal else (0,):
+        options = {"sites": site, "max_new_tokens": new, "stop_at_eos": False, "batch_tokens": 1000}
+        plain = capture(model, prompts, **options)
+        for positions, expected in (
+            ([1, -1], [[1, 4], [1, 11], [1, 2]]),
+            (slice(2, None, 4), [[2], [2, 6, 10], [2]]),
+            (torch.tensor([0]), [[0], [0], [0]]),
+        ):
+            with steer(model, {site: direction(model.width)}, scale=0.01, positions=positions):
+                acts = capture(model, prompts, **options)
+            for i, at in enumerate(expected):
+                rows = slice(acts.offsets[i], acts.offsets[i] + len(prompts[i]["token_ids"]))
+                added = (acts[site][rows] - plain[site][rows]) @ direction(model.width)
+                assert (added > 0.1).nonzero()[:, 0].tolist() == at
+
+
+def test_a_prompt_of_one_token_is_a_prompt() -> None:
+    model, prompts = zoo("llama"), sequences(0, (1, 4))
+    options = {"sites": "resid_post.0", "max_new_tokens": 2, "stop_at_eos": False}
+    plain = capture(model, prompts, **options)
+    for positions, expected in (
+        ("prompt", [1, 0, 0, 1, 1, 1, 1, 0, 0]),
+        ("generated", [0, 1, 1, 0, 0, 0, 0, 1, 1]),
+        ([0], [1, 0, 0, 1, 0, 0, 0, 0, 0]),
+    ):
+        with steer(model, {"resid_post.0": direction(32)}, scale=1e-3, positions=positions):
+            acts = capture(model, prompts, **options)
+        moved = (acts["resid_post.0"] - plain["resid_post.0"]).norm(dim=1) > 5e-4
+        assert moved.int().tolist() == expected
+
+
+def test_positions_without_a_mask_and_in_generate_of_transformers() -> None:
+    model, kept = zoo("llama"), []
+    ids = torch.tensor([p["token_ids"] for p in sequences(0, (4, 4))])
+
+    def run(forward: Callable[[], object]) -> torch.Tensor:
+        kept.clear()
+        handle = model.sites.blocks[0].register_forward_hook(lambda m, a, out: kept.append(out))
+        try:
+            forward()
+        finally:
+            handle.remove()
+        return torch.cat(kept, 1)
+
+    generate = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    for forward, expected in (
+        (lambda: model.backbone(ids), [0, 0, 0, 1]),
+        (lambda: model.backbone(inputs_embeds=model.hf.get_input_embeddings()(ids)), [0, 0, 0, 1]),
+        (lambda: model.hf.generate(ids, **generate), [0, 0, 0, 1, 0, 0]),
+    ):
+        with torch.no_grad():
+            plain = run(forward)
+            with steer(model, {"resid_post.0": direction(32)}, scale=1e-3, positions=[-1]):
+                steered = run(forward)
+        assert ((steered - plain).norm(dim=2) > 5e-4).int().tolist() == [expected] * 2
+
+
+def test_a_prompt_without_the_token_is_named_by_its_length() -> None:
+    model = zoo("llama")
+    message = "positions has 9, but a prompt has 5 tokens: expected -5 to 4"
+    with steer(model, {"resid_post.1": direction(32)}, positions=[2, 9]):
+        capture(model, sequences(0, (12, 10)), sites="resid_post.1")
+        with pytest.raises(ValueError, match=message):
+            capture(model, sequences(0, (12, 5)), sites="resid_post.1")
+
+
+def test_a_monitor_may_watch_a_steered_capture() -> None:
+    """The speed that the estimate goes by is not measured on passes that the positions do not fit."""
+    model, events = zoo("mistral"), []
+    model.__dict__.pop("speed", None)
+    with steer(model, {"resid_post.1": direction(32)}, positions=[11]):
+        capture(model, sequences(0, (12,)), sites="resid_post.1", iteration_hook=events.append)
+    assert events
+
+
 def test_scales_per_row() -> None:
     model = zoo("gpt2")
     ids = torch.tensor([p["token_ids"] for p in sequences(0, (6, 6, 6))])
@@ -112,6 +194,14 @@ def test_hooks_are_gone_after_an_exception() -> None:
         ({"resid_post.1": torch.full((32,), torch.inf)}, {}, "not finite"),
         ({"resid_post.1": torch.ones(32)}, {"scale": [[1.0]]}, "scale must be"),
         ({"resid_post.1": torch.ones(32)}, {"positions": "last"}, "positions must be"),
+        ({"resid_post.1": torch.ones(32)}, {"positions": 3}, "positions must be"),
+        ({"resid_post.1": torch.ones(32)}, {"positions": [0.5]}, "positions must be"),
+        ({"resid_post.1": torch.ones(32)}, {"positions": [True, False]}, "positions must be"),
+        ({"resid_post.1": torch.ones(32)}, {"positions": torch.tensor([True, False])}, "positions must be"),
+        ({"resid_post.1": torch.ones(32)}, {"positions": slice("a", None)}, "no slice of tokens"),
+        ({"resid_post.1": torch.ones(32)}, {"positions": slice(0, 9, 0)}, "no slice of tokens"),
+        ({"resid_post.1": torch.ones(32)}, {"positions": [1, 64]}, "has 64, but the model's context has 64"),
+        ({"resid_post.1": torch.ones(32)}, {"positions": [-65]}, "has -65, but the model's context"),
     ],
 )
 def test_bad_steering(vectors: dict, options: dict, message: str) -> None:
