@@ -79,19 +79,17 @@ class SAE:
     Raises
     ------
     ValueError
-        For an architecture or a normalisation that this class does not compute, or weights that are
-        missing, of the wrong shape, or not finite.
+        For an architecture or a normalisation that this class does not compute, a field of another type than
+        it has in SAELens, or weights that are missing, of the wrong shape, or not finite.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], cfg: Mapping):
         self.cfg = dict(cfg)
         metadata = self.cfg.get("metadata") or {}
         self.architecture, self.k = _architecture(self.cfg)
-        self.apply_b_dec_to_input = bool(self.cfg.get("apply_b_dec_to_input", True))
+        self.apply_b_dec_to_input = _flag(self.cfg, "apply_b_dec_to_input", True)
         self.normalisation = _normalisation(self.cfg)
-        self.rescale = self.architecture == "topk" and bool(
-            self.cfg.get("rescale_acts_by_decoder_norm", False)
-        )
+        self.rescale = _flag(self.cfg, "rescale_acts_by_decoder_norm", False) and self.architecture == "topk"
         self.hook_name = metadata.get("hook_name") or self.cfg.get("hook_name") or self.cfg.get("hook_point")
         self.site = _site(self.hook_name)
         needed = ["W_enc", "b_enc", "W_dec", "b_dec"] + ["threshold"] * (self.architecture == "jumprelu")
@@ -119,6 +117,8 @@ class SAE:
         for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
             if not torch.isfinite(getattr(self, name)).all():
                 raise ValueError(f"{name} holds numbers that are not finite: every code would be wrong")
+        if self.threshold is not None and self.threshold.isnan().any():  # infinity switches a latent off
+            raise ValueError("threshold holds NaN: such latents would never fire")
         if self.k is not None and not 1 <= self.k <= self.n_latents:
             raise ValueError(f"k is {self.k}, expected 1 to {self.n_latents}")
         self._norm = self.W_dec.norm(dim=-1) if self.rescale else None
@@ -367,10 +367,18 @@ def _architecture(cfg: Mapping) -> tuple[str, int | None]:
     return name, k if name == "topk" else None
 
 
+def _flag(cfg: Mapping, name: str, default: bool) -> bool:
+    """A field that is true or false: a string such as "false" would count as true."""
+    value = cfg.get(name, default)
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}, expected true or false: correct it in cfg.json")
+    return value
+
+
 def _normalisation(cfg: Mapping) -> str:
-    name = cfg.get("normalize_activations") or "none"
-    if name is True:
-        name = "expected_average_only_in"
+    name = cfg.get("normalize_activations", "none")
+    if name is None or isinstance(name, bool):  # in old folders it is yes or no
+        name = "expected_average_only_in" if name else "none"
     if name not in NORMALISATIONS:
         raise ValueError(
             f"normalize_activations {name!r} needs statistics that the folder does not hold, expected one of "

@@ -178,6 +178,11 @@ def test_folders_from_before_version_6_are_understood():
         ({"k": None}, "needs an integer k"),
         ({"k": N + 1}, f"k is {N + 1}, expected 1 to {N}"),
         ({"reshape_activations": "fancy"}, "'fancy' is not supported"),
+        ({"rescale_acts_by_decoder_norm": "false"}, "rescale_acts_by_decoder_norm is 'false', expected true"),
+        ({"architecture": "standard", "rescale_acts_by_decoder_norm": 0}, "decoder_norm is 0, expected true"),
+        ({"apply_b_dec_to_input": "False"}, "apply_b_dec_to_input is 'False', expected true or false"),
+        ({"apply_b_dec_to_input": None}, "apply_b_dec_to_input is None, expected true or false"),
+        ({"normalize_activations": 0}, "normalize_activations 0 needs"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(change, message):
@@ -194,6 +199,8 @@ def test_bad_weights_and_folders_are_refused(tmp_path):
         SAE(short, config("topk"))
     with pytest.raises(ValueError, match="b_enc has shape"):
         SAE(weights() | {"b_enc": torch.zeros(N + 1)}, config("topk"))
+    with pytest.raises(ValueError, match="threshold holds NaN"):
+        SAE(weights(jumprelu=True) | {"threshold": torch.full((N,), torch.nan)}, config("jumprelu"))
     with pytest.raises(ValueError, match="scaling_factor"):
         SAE(weights() | {"scaling_factor": torch.full((N,), 2.0)}, config("topk"))
 
