@@ -1,4 +1,4 @@
-"""The command line: ``interp demo``, ``capture``, ``probe``, ``lenses``, ``profile``, ``bench``.
+"""The command line: ``interp demo``, ``capture``, ``probe``, ``lenses``, ``profile``, ``cluster``, ``bench``.
 
 Every command calls the same public functions that a person calls; what they need is imported when they run.
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +31,8 @@ bench = typer.Typer(
     invoke_without_command=True, help="Measure on this machine: one command per job; without one, all."
 )
 app.add_typer(bench, name="bench")
+tasks = typer.Typer(no_args_is_help=True, help="A job as tasks, from a shell: plan, run, look, cancel.")
+app.add_typer(tasks, name="cluster")
 
 Model = Annotated[
     str, typer.Option("--model", "-m", help="Folder or name of a model; `tiny` is the shipped one.")
@@ -257,6 +259,80 @@ def profile(
         print(f"{name.replace('_', ' ')}: {report[name]}")
 
 
+Folder = Annotated[Path, typer.Argument(help="The run folder.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", help="NAME=VALUE, the value as JSON or plain text; repeatable."),
+]
+
+
+def _named(options: list[str] | None) -> dict[str, Any]:
+    """``--option`` as keyword arguments."""
+    import json
+
+    out: dict[str, Any] = {}
+    for option in options or ():
+        name, equals, value = option.partition("=")
+        if not (name.isidentifier() and equals):
+            raise ValueError(f"--option {option!r}: expected NAME=VALUE, such as timeout_min=120")
+        try:
+            out[name] = json.loads(value)
+        except ValueError:
+            out[name] = value
+    return out
+
+
+@tasks.command("plan")
+def cluster_plan(
+    shards: Annotated[str, typer.Argument(help="What there is to work on, as `interp.cluster.plan` has it.")],
+    folder: Folder,
+    job: Annotated[str, typer.Option(help="summary, capture or lenses.")] = "summary",
+    n_tasks: Annotated[int, typer.Option(help="Tasks at most; the result does not depend on it.")] = 8,
+    threads: Annotated[int, typer.Option(help="Torch threads of a task.")] = 1,
+    option: Options = None,
+) -> None:
+    """Cut a job into tasks, and write the plan into a folder."""
+    from interp.cluster import plan
+
+    planned = plan(shards, folder, job=job, n_tasks=n_tasks, threads=threads, **_named(option))
+    print(f"{len(planned)} tasks → {folder}; to begin: interp cluster run {folder}")
+
+
+@tasks.command("run")
+def cluster_run(
+    folder: Folder,
+    executor: Annotated[
+        str, typer.Option("--executor", "-e", help="processes, inline, submitit-local or slurm.")
+    ] = "processes",
+    retries: Annotated[int, typer.Option(help="Attempts after the first of a task that failed.")] = 2,
+    option: Options = None,
+) -> None:
+    """Run the tasks that are not done, and wait for them. Options go to submitit (slurm_partition=cpu)."""
+    from interp.cluster import load, run
+
+    done = run(load(folder), executor, retries=retries, **_named(option))
+    print(f"all {len(done)} tasks are done; in Python, interp.cluster.merge({str(folder)!r}) joins them")
+
+
+@tasks.command("status")
+def cluster_status(folder: Folder) -> None:
+    """How far every task is, from any machine that sees the folder."""
+    from interp.cluster import status
+
+    table = status(folder)
+    print(table.round({"seconds": 1, "progress": 2}).to_string(index=False))
+    print(", ".join(f"{n} {state}" for state, n in table["state"].value_counts().items()))
+
+
+@tasks.command("cancel")
+def cluster_cancel(folder: Folder) -> None:
+    """End a run: what is done stays done, and `interp cluster run` goes on behind it."""
+    from interp.cluster import cancel
+
+    cancel(folder)
+    print(f"{folder} is asked to stop: its tasks end at their next event")
+
+
 @bench.callback()
 def _bench(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
@@ -328,7 +404,10 @@ def main() -> None:
     except Exception as error:  # of whatever kind: this is where the user reads it
         if "--debug" in sys.argv[1:]:
             raise
-        kind = "" if isinstance(error, (ValueError, OSError, ImportError)) else f"{type(error).__name__}: "
+        meant = isinstance(error, (ValueError, OSError, ImportError)) or type(error).__module__.startswith(
+            "interp."
+        )
+        kind = "" if meant else f"{type(error).__name__}: "
         print(f"interp: {kind}{error}", file=sys.stderr)
         if kind:
             print("interp --debug … shows where it happened", file=sys.stderr)

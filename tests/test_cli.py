@@ -185,3 +185,70 @@ def test_profile_writes_both_flames(call, tmp_path):
     assert "flame_off.html" in shown
     for name in ("flame_off.html", "flame_debug.html", "hotspots.csv"):
         assert (tmp_path / name).stat().st_size > 0
+
+
+# --------------------------------------------------------------------------------------- cluster
+
+WORLD = Path(__file__).with_name("cluster_world.py")
+
+
+def test_a_run_is_planned_run_watched_and_cancelled_from_a_shell(call, tmp_path):
+    from interp import cluster
+
+    folder = tmp_path / "run"
+    seeds = ["--option", "seeds=[0, 1, 2, 3]", "--n-tasks", 2]
+    status, shown, err = call("cluster", "plan", f"{WORLD}:shard", folder, *seeds)
+    assert status == 0, err
+    assert f"2 tasks → {folder}" in shown
+    assert "2 waiting" in call("cluster", "status", folder)[1]
+    assert call("cluster", "cancel", folder)[0] == 0
+    assert (folder / "cancel").exists()
+    status, shown, err = call("cluster", "run", folder, "-e", "inline")  # goes on behind it
+    assert status == 0, err
+    assert "all 2 tasks are done" in shown
+    table = call("cluster", "status", folder)[1].splitlines()
+    assert [line.split()[:2] for line in table[1:3]] == [["task-0000", "done"], ["task-0001", "done"]]
+    assert table[-1] == "2 done"
+    assert cluster.merge(folder).n_rows == 1200
+
+
+def test_tasks_that_fail_are_named_without_a_hint_at_a_fault_of_ours(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("CLUSTER_WORLD", str(tmp_path))
+    folder, seeds = tmp_path / "run", ["-o", "seeds=[1, 2, 3]"]
+    call("cluster", "plan", f"{WORLD}:always_fails", folder, *seeds, "--n-tasks", 3)
+    status, _, err = call("cluster", "run", folder, "-e", "inline", "--retries", 0)
+    assert status == 1
+    assert "interp: 1 of 3 tasks failed in 1 attempt each:" in err
+    assert "task-0001: OSError: the disk is gone" in err
+    assert "--debug" not in err
+    assert "1 failed" in call("cluster", "status", folder)[1]
+
+
+@pytest.mark.parametrize("option", ["seeds", "=3", "two words=1"])
+def test_an_option_of_a_plan_is_a_name_and_a_value(call, tmp_path, option):
+    status, _, err = call("cluster", "plan", f"{WORLD}:shard", tmp_path / "run", "-o", option)
+    assert (status, err.splitlines()[0]) == (
+        1,
+        f"interp: --option {option!r}: expected NAME=VALUE, such as timeout_min=120",
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_an_option_means_is_told_by_its_value():
+    from interp.__main__ import _named
+
+    given = [
+        "seeds=[0, 1]",
+        "slurm_partition=cpu",
+        "timeout_min=120",
+        "stop_at_eos=false",
+        "site=resid_post.2",
+    ]
+    assert _named([*given, "a=b=c"]) == {
+        "seeds": [0, 1],
+        "slurm_partition": "cpu",
+        "timeout_min": 120,
+        "stop_at_eos": False,
+        "site": "resid_post.2",
+        "a": "b=c",
+    }
