@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from capture_zoo import VOCAB, zoo
+from safetensors.torch import save
 from scipy.stats import mannwhitneyu
 from sklearn.linear_model import LogisticRegression
 
@@ -81,12 +82,30 @@ def test_save_and_load(tmp_path: Path) -> None:
     for site, v in traits["planted"].vectors.items():
         assert torch.equal(again["planted"].vectors[site], v)
     assert again.frame().equals(traits.frame())
+    assert len(again) == 1
+    assert repr(again).startswith("<TraitVectors of llama: planted at resid_post.")
     with pytest.raises(FileExistsError):
         traits.save(tmp_path / "t")
     with pytest.raises(ValueError, match="belong to llama"):
         TraitVectors.load(tmp_path / "t", zoo("mistral"))
     with pytest.raises(FileNotFoundError, match=r"x\.json is missing"):
         TraitVectors.load(tmp_path / "x")
+
+
+def test_what_a_kill_left_is_replaced_and_what_others_wrote_is_not(tmp_path: Path) -> None:
+    """The weights are written first: without their description they are nobody's."""
+    traits = TraitVectors.fit(zoo("llama"), [contrast("planted", planted(tmp_path / "c.jsonl"))])
+    weights = tmp_path / "t.safetensors"
+    for foreign in (b"not safetensors at all", save({"x": torch.ones(2)}, {"format": "pt"})):
+        weights.write_bytes(foreign)
+        with pytest.raises(FileExistsError, match=r"t\.safetensors exists"):
+            traits.save(tmp_path / "t")
+        assert weights.read_bytes() == foreign
+    weights.unlink()
+    traits.save(tmp_path / "t")
+    (tmp_path / "t.json").unlink()  # as if killed between the two
+    traits.save(tmp_path / "t")
+    assert list(TraitVectors.load(tmp_path / "t")) == ["planted"]
 
 
 def test_bad_contrast_sets(tmp_path: Path) -> None:
@@ -97,10 +116,19 @@ def test_bad_contrast_sets(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="example 0: expected 'label'"):
         contrast("x", file)
     file.write_text('{"text": "w3", "label": 1, "group": "g", "kind": "natural"}')
-    with pytest.raises(ValueError, match="1 positives and 0 negatives in 1 groups"):
+    with pytest.raises(ValueError, match="1 positives and 0 negatives in 1 groups, 0 of which hold both"):
+        contrast("x", file)
+    lines = [{"text": f"w{3 + i}", "label": i % 2, "group": f"g{i}", "kind": "natural"} for i in range(12)]
+    file.write_text("\n".join(map(json.dumps, lines)))  # each group on one side alone
+    with pytest.raises(ValueError, match="6 positives and 6 negatives in 12 groups, 0 of which hold both"):
         contrast("x", file)
     with pytest.raises(ValueError, match="method must be"):
         TraitVectors.fit(zoo("llama"), method="guess")
+    with pytest.raises(ValueError, match="pool must be 'mean' or 'last', got 'max'"):
+        TraitVectors.fit(zoo("llama"), pool="max")
+    sets = contrast("planted", planted(file))
+    with pytest.raises(ValueError, match="contrast set 'planted' has no kind 'spoken'"):
+        TraitVectors.fit(zoo("llama"), [sets], kind="spoken")
 
 
 def test_shipped_contrast_sets() -> None:
@@ -156,6 +184,19 @@ def test_folds_keep_groups_together() -> None:
         assert not set(groups[train]) & set(groups[test])
         tested += test
     assert (tested == 1).all()
+
+
+def test_groups_of_one_side_are_no_test() -> None:
+    """A fold whose test rows are all positive has no AUROC; the others count."""
+    groups = np.array([f"g{i // 2}" for i in range(24)])
+    y = np.array([True, False] * 6 + [True] * 6 + [False] * 6)  # six groups hold both, six one side
+    x = np.random.default_rng(0).standard_normal((24, 4)) + 3 * y[:, None]
+    folds = list(statistics.folds(groups, 12, 0))
+    assert sum(len(set(y[test])) < 2 for _, test in folds) == 6
+    assert statistics.cross_validated(statistics.mean_difference, x, y, groups, 0, k=12)[0] == 1
+    for fit in statistics.FITS.values():
+        with pytest.raises(ValueError, match="more groups must hold both"):
+            statistics.cross_validated(fit, x, np.arange(24) < 12, groups, 0, k=12)
 
 
 def test_equal_states_have_no_direction() -> None:
@@ -239,6 +280,18 @@ def test_bad_plans(
     with pytest.raises(error, match=message):
         call(tmp_path / "exp", prompt_files)
     assert not (tmp_path / "exp").exists()
+
+
+def test_a_plan_that_was_stopped_says_so_and_goes_on(
+    prompt_files: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"model": zoo("llama"), "tier": 3, "layer": 1, "max_new_tokens": 2}
+    with caplog.at_level("WARNING", "interp"):
+        out = run_plan(tmp_path, (), (), prompt_files, iteration_hook=lambda e: True, **options)
+    assert "stopped after 0 of 3 prompts: run again to go on" in caplog.text
+    assert not (out / "sets.json").exists(), "nothing says that it is complete"
+    assert run_plan(tmp_path, (), (), prompt_files, **options) == out
+    assert Activations.load(out).n_prompts == 3
 
 
 def test_traits_without_a_chat_template(tmp_path: Path) -> None:

@@ -97,14 +97,24 @@ def folds(groups: np.ndarray, k: int, seed: int) -> Iterator[tuple[np.ndarray, n
 def cross_validated(
     fit: Fit, x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int, k: int = 4
 ) -> tuple[float, float]:
-    """Mean AUROC over grouped folds, and the mean separation in standard deviations, which breaks ties."""
+    """Mean AUROC over grouped folds, and the mean separation in standard deviations, which breaks ties.
+
+    Folds that lack positives or negatives on either side are left out.
+
+    Raises
+    ------
+    ValueError
+        If no fold is left.
+    """
     scores, gaps = [], []
     for train, test in folds(groups, k, seed):
-        s, t = x[test] @ fit(x[train], y[train]), y[test]
-        if t.all() or not t.any():
+        if len(set(y[train])) < 2 or len(set(y[test])) < 2:
             continue
+        s, t = x[test] @ fit(x[train], y[train]), y[test]
         scores.append(auroc(s, t))
         gaps.append((s[t].mean() - s[~t].mean()) / (s[t].std() + s[~t].std() + 1e-12))
+    if not scores:
+        raise ValueError("no fold has positives and negatives on both sides: more groups must hold both")
     return float(np.mean(scores)), float(np.mean(gaps))
 
 

@@ -53,7 +53,8 @@ class ContrastSet:
     labels : array of bool, shape (n,)
         Whether the trait shows.
     groups : tuple of str
-        Texts of one group never stand on both sides of a split.
+        Texts of one group never stand on both sides of a split. Labels are shuffled within groups for a
+        control, so at least 4 groups hold texts with and without the trait.
     """
 
     trait: str
@@ -63,12 +64,13 @@ class ContrastSet:
     groups: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        sides = set(zip(self.groups, self.labels.tolist(), strict=True))
         n_groups = len(set(self.groups))
-        if n_groups < 4 or not 0 < self.labels.sum() < len(self.labels):
+        if len(sides) - n_groups < 4:
             raise ValueError(
                 f"contrast set {self.trait!r} ({self.kind}): got {int(self.labels.sum())} positives and "
-                f"{int((~self.labels).sum())} negatives in {n_groups} groups, expected both, in 4 groups "
-                "at least"
+                f"{int((~self.labels).sum())} negatives in {n_groups} groups, {len(sides) - n_groups} of "
+                "which hold both; expected both in 4 groups at least"
             )
 
 
