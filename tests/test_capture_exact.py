@@ -16,8 +16,9 @@ from torch import Tensor
 
 from interp.capture import Activations, Model, batching, capture, load_model, record, wrap
 from interp.capture.batching import pack, pad
-from interp.capture.check import relative_error
+from interp.capture.check import judge, relative_error
 from interp.capture.generate import Generator
+from interp.capture.tape import Tape
 from interp.events import BatchEnd, CaptureBegin, CaptureEnd
 
 LIMIT = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -170,6 +171,42 @@ def test_check_sees_a_wrong_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record.Tape, "collect", shifted)
     with pytest.raises(ArithmeticError, match=r"resid_post.*differ"):
         capture(zoo("llama"), sequences(), max_new_tokens=3, check=1)
+
+
+def test_half_precision_that_is_far_off_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "interp"):
+        judge({"resid_post.0": 1e-2, "resid_post.1": 2e-2}, torch.bfloat16)
+        assert not caplog.records
+        judge({"resid_post.0": 1e-2, "resid_post.1": 0.4}, torch.bfloat16)
+    assert "rows of resid_post.1 in a batch differ from a single run by 0.4" in caplog.text
+
+
+def test_a_pass_that_misses_a_site_is_an_error() -> None:
+    """As when another thread runs the model, or a block is skipped: its rows would be wrong."""
+    with Tape(zoo("llama"), ["resid_post.0", "resid_post.1"]) as tape:
+        mask = torch.ones(1, 3, dtype=torch.int64)
+        tape.prompts_pass(mask, "right", 3)
+        with pytest.raises(RuntimeError, match="0 of 2 sites were recorded in one pass"):
+            tape.run(lambda: None)
+
+
+def test_memory_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+
+    cpu, real = torch.device("cpu"), builtins.open
+
+    def no_proc(file: object, *args: object, **kwargs: object) -> object:
+        if str(file).startswith("/proc"):
+            raise FileNotFoundError(file)
+        return real(file, *args, **kwargs)  # type: ignore[call-overload]
+
+    total = batching.memory_total(cpu)
+    monkeypatch.setattr(builtins, "open", no_proc)  # macOS
+    assert batching.memory_total(cpu) == pytest.approx(total, rel=0.01)
+    assert batching.memory_free(cpu) == batching.memory_total(cpu) // 2
+    monkeypatch.delattr(batching.os, "sysconf")  # Windows
+    assert batching.memory_free(cpu) == 8 << 30
+    assert [batching.describe(x) for x in (999, 1.5e6, 2.25e13)] == ["999 B", "1.5 MB", "22.5 TB"]
 
 
 def test_not_finite_is_refused_by_name() -> None:
@@ -424,6 +461,11 @@ def test_report_accounts_for_the_time() -> None:
         ({"vectors": {"v": torch.full((32,), torch.nan)}}, ValueError, "not finite"),
         ({"vectors": {"v": {"resid_pre.0": torch.ones(32)}}}, ValueError, "none of the sites"),
         ({"sites": "q.0", "vectors": {"v": torch.ones(32)}}, ValueError, "none of the sites"),
+        (
+            {"sites": "q.0", "vectors": {"v": {"q.0": torch.ones(32)}}},
+            ValueError,
+            r"'v': rows of q\.0 are not states of the residual stream",
+        ),
         ({"keep_states": False}, ValueError, "keeps nothing"),
         ({"max_new_tokens": -1}, ValueError, "max_new_tokens"),
         ({"max_new_tokens": 60}, ValueError, r"'p0' is too long: 5 tokens and 60 new ones.*64"),

@@ -7,6 +7,7 @@ import math
 import pytest
 from capture_zoo import sequences, zoo
 
+from interp.capture import load_model
 from interp.capture.measure import measure
 
 
@@ -32,3 +33,13 @@ def test_cases_do_the_same_work(new: int) -> None:
     assert plan["one load per trait, one by one"] == pytest.approx(12 * frame["seconds"]["b"])
     longer = found.plan_seconds(6, tokens=new + 100)
     assert longer["one load, batches"] > 2 * frame["seconds"]["c"]
+
+
+def test_a_load_per_prompt_is_told_from_loads_that_were_made() -> None:
+    found = measure(
+        load_model("tiny"), ["a robin is", "an owl"], max_new_tokens=2, repeats=2, batch_tokens=64
+    )
+    frame = found.frame
+    loads = (frame["seconds"]["a"] - frame["seconds"]["b"]) / 2
+    assert loads > 0
+    assert found.load_gain == frame["seconds"]["a"] / frame["seconds"]["b"] > 1

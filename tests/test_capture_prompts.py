@@ -93,6 +93,25 @@ def test_prompts_that_do_not_fit_the_model() -> None:
         Prompts([{"messages": [{"role": "user", "content": "w3"}]}]).encode(model)
 
 
+def test_a_prompt_of_no_tokens_is_named() -> None:
+    class Silent:
+        chat_template = bos_token_id = None
+
+        def __call__(self, text: str, **options: object) -> dict[str, list[int]]:
+            return {"input_ids": []}
+
+    with pytest.raises(ValueError, match="prompt 'x' is empty: it has no tokens"):
+        Prompts([{"id": "x", "text": "\u200b"}]).encode(wrap(zoo("llama").hf, Silent()))
+
+
+def test_prompts_are_a_sequence() -> None:
+    found = Prompts(["w3", {"id": "b", "text": "w4"}, "w5"])
+    assert repr(found) == "<Prompts: 3>"
+    assert found.index("b") == found.index(found[1]) == 1
+    with pytest.raises(ValueError, match="not in list"):
+        found.index(found[1], 2)
+
+
 def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no prompt file"):
         Prompts.from_file(tmp_path / "none.txt")
@@ -168,6 +187,32 @@ def test_models_that_cannot_be_loaded(tmp_path: Path) -> None:
     T5Config(d_model=32, num_layers=1).save_pretrained(tmp_path / "t5")
     with pytest.raises(ValueError, match="encoder-decoder"):
         load_model(tmp_path / "t5")
+
+
+def test_what_a_model_needs_and_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    real = builtins.__import__
+
+    def without_accelerate(name: str, *args: object, **kwargs: object) -> object:
+        if name == "accelerate":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)  # type: ignore[arg-type]
+
+    LlamaForCausalLM(LlamaConfig(**GATED)).save_pretrained(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "__import__", without_accelerate)
+        with pytest.raises(ImportError, match="pip install accelerate"):
+            load_model(tmp_path, device_map="auto")
+
+    def cut_off(*args: object, **kwargs: object) -> object:
+        raise ConnectionError("the hub went away")
+
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", cut_off)
+    with pytest.raises(ConnectionError, match="went away"):  # not a word about pickles
+        load_model(tmp_path)
 
 
 def test_soft_capped_attention_is_eager(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from capture_zoo import ALL, CAUSAL, ENCODERS, GATED, VOCAB, sequences, zoo
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
-from interp.capture import Model, capture, wrap
+from interp.capture import Model, capture, steer, wrap
 from interp.capture.sites import KINDS
 from interp.capture.tape import Tape
 
@@ -201,6 +201,43 @@ def test_hooks_are_gone_after_any_exit() -> None:
         interrupted()
     assert hooks() == before
 
+    def interrupted_at_once(self: Tape, source: object) -> object:
+        if hooks() > before + 1:
+            raise KeyboardInterrupt
+        return real(self, source)
+
+    real = Tape._hook
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tape, "_hook", interrupted_at_once)
+        with pytest.raises(KeyboardInterrupt), Tape(model, model.sites.resolve("resid_post.*")):
+            pass
+    assert hooks() == before
+
+
+def test_a_model_whose_blocks_pass_on_something_else_is_refused() -> None:
+    """Not even the state between the blocks is its hidden_states: nothing is offered."""
+    model = wrap(transformers.LlamaForCausalLM(transformers.LlamaConfig(**GATED)))
+    assert repr(model.sites).startswith("<Sites of llama (")
+    model.sites.verified = False
+
+    def one_too_few() -> tuple[Tensor, ...]:
+        ids = torch.arange(8)[None]
+        with torch.no_grad():
+            return model.backbone(ids, output_hidden_states=True).hidden_states[1:]
+
+    with pytest.raises(ValueError, match=r"'llama' is not supported: what its blocks pass on is not its hid"):
+        model.sites.verify(one_too_few)
+    assert not model.sites.verified
+
+
+def test_a_model_that_gives_no_attention_weights_says_what_to_do() -> None:
+    torch.manual_seed(0)
+    model = wrap(transformers.LlamaForCausalLM(transformers.LlamaConfig(**GATED)))
+    for block in model.sites.blocks:
+        block.self_attn.register_forward_hook(lambda m, args, out: (out[0], None))
+    with pytest.raises(ValueError, match="returned no attention weights; load it with attention='eager'"):
+        capture(model, PROMPT, sites="attn.1")
+
 
 # Architectures that the table does not promise: built like one that it knows, and checked before use.
 OTHERS = {
@@ -267,6 +304,13 @@ def test_other_architectures_are_checked_before_use(name: str) -> None:
     assert max(acts.check.values()) < 1e-5
     if "resid_mid" in kinds and not model.sites.family.post_norm:
         close(acts["resid_mid.1"] + acts["mlp_out.1"], acts["resid_post.1"])
+    v = torch.arange(32.0) / 32
+    for site in ("resid_pre.0", "resid_post.1"):
+        with steer(model, {site: v}, positions=[0, -1]):
+            moved = capture(model, prompts, sites=site)[site] - acts[site]
+        at = torch.tensor([0, 4, 5, 13, 14, 27])  # of 5, 9 and 14 tokens
+        close(moved[at], v.expand(6, -1))
+        assert moved.abs().sum() == moved[at].abs().sum()
     if model.is_causal:
         generated = capture(
             model, prompts, sites="resid_post.*", max_new_tokens=4, check=3, stop_at_eos=False

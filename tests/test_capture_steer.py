@@ -167,6 +167,24 @@ def test_bfloat16_rounds_once() -> None:
     assert torch.equal(steered, (plain.float() + 0.37 * v).bfloat16())
 
 
+def test_a_block_that_gets_its_state_by_name() -> None:
+    """As other versions and architectures call theirs; what is added is the same."""
+    model, prompts, v = zoo("llama"), sequences(), direction(32)
+    sites = ["resid_pre.0", "resid_post.2"]
+    with steer(model, {"resid_pre.0": v}):
+        expected = capture(model, prompts, sites=sites)
+    by_name = model.sites.blocks[0].register_forward_pre_hook(
+        lambda m, args, kwargs: ((), {**kwargs, "hidden_states": args[0]}), with_kwargs=True
+    )
+    try:
+        with steer(model, {"resid_pre.0": v}):
+            steered = capture(model, prompts, sites=sites)
+    finally:
+        by_name.remove()
+    for site in sites:
+        assert torch.equal(steered[site], expected[site])
+
+
 def test_hooks_are_gone_after_an_exception() -> None:
     model = zoo("llama")
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from interp.capture import Activations, capture, store
 from interp.capture.check import relative_error
 from interp.events import BatchEnd, CaptureBegin
+from interp.files import write_json
 
 LENGTHS = (5, 12, 1, 9, 20, 3, 7, 7, 15, 2)
 OPTIONS: dict[str, Any] = {
@@ -229,6 +230,28 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
     (other / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not empty"):
         capture(zoo("llama"), prompts, out=other, **OPTIONS)
+
+
+def test_what_is_no_folder_of_a_capture_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match="file is a file: give a folder"):
+        capture(zoo("llama"), sequences(), out=tmp_path / "file", **OPTIONS)
+    write_json(tmp_path / "manifest.json", {"format": "interp-activations 99"})
+    with pytest.raises(ValueError, match=r"manifest\.json has format 'interp-activations 99', expected"):
+        Activations.load(tmp_path)
+
+
+def test_what_was_not_captured_is_named_with_what_was() -> None:
+    acts = capture(zoo("llama"), sequences(0, (4, 6)), sites="resid_post.0, resid_post.1")
+    with pytest.raises(
+        KeyError, match=r"site 'q\.1' was not captured; these were: resid_post\.0, resid_post"
+    ):
+        acts["q.1"]
+    for prompt in ("nobody", 2, -1):
+        with pytest.raises(KeyError, match="there are 2, with ids"):
+            acts.rows("resid_post.0", prompt)
+    with pytest.raises(ValueError, match="shards: a prompt is in two shards"):
+        Activations(acts.meta, [*acts._shards, *acts._shards])
 
 
 def test_rows_that_fail_the_check_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,74 @@ def test_profile_writes_both_flames(call, tmp_path):
         assert (tmp_path / name).stat().st_size > 0
 
 
+# ----------------------------------------------------------------------------------- demo, bench
+
+
+def test_the_demo_is_given_its_folder_and_seed(call, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("interp.demo.demo", lambda out, seed: asked.append((out, seed)))
+    assert call("demo", "-o", tmp_path, "--seed", 3)[0] == 0
+    assert asked == [(tmp_path, 3)]
+
+
+@pytest.fixture
+def measured(monkeypatch) -> dict[str, tuple]:
+    """The measurements of `interp bench`, replaced: what each was asked for."""
+    asked: dict[str, tuple] = {}
+
+    class Table:
+        def save(self, out: Path) -> None:
+            asked["saved"] = (out,)
+
+        def __str__(self) -> str:
+            return "numbers"
+
+    def study(*args: object, **options: object) -> Table:
+        asked["lenses"] = (args, options)
+        return Table()
+
+    def capture(model: object, prompts: object, **options: object) -> Table:
+        asked["capture"] = (len(prompts), options)
+        return Table()
+
+    def seed_scale(fraction: float, **options: object) -> str:
+        asked["seed-scale"] = (fraction, options)
+        return "raw"
+
+    monkeypatch.setattr("interp.lens.study.study", study)
+    monkeypatch.setattr("interp.capture.measure.measure", capture)
+    monkeypatch.setattr("interp.seed_scale.seed_scale", seed_scale)
+    monkeypatch.setattr("interp.seed_scale.report", lambda found: f"report of {found}")
+    return asked
+
+
+def test_bench_runs_all_and_the_largest_at_a_hundredth(call, measured, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    status, shown, err = call("bench")
+    assert status == 0, err
+    heads = [line.removeprefix("=== interp bench ") for line in shown.splitlines() if line.startswith("===")]
+    assert heads == ["capture", "seed-scale", "lenses"]
+    assert measured["capture"] == (24, {"max_new_tokens": 50, "repeats": 5})
+    assert measured["seed-scale"] == (0.01, {"seed": 0, "out": Path("runs/bench")})
+    assert measured["saved"] == (Path("runs/bench/lenses"),)
+    assert "report of raw" in shown
+    assert shown.count("numbers") == 2
+
+
+def test_each_bench_alone_takes_its_options(call, measured, tmp_path):
+    prompts = tmp_path / "mine.txt"
+    prompts.write_text("is it far?\nwhat is a robin?\n")
+    call("bench", "capture", "-f", prompts, "-f", "commitment", "--max-new-tokens", 7, "--repeats", 2)
+    assert measured["capture"] == (6, {"max_new_tokens": 7, "repeats": 2})
+    call("bench", "seed-scale", "--seed", 4, "-o", tmp_path)
+    assert measured["seed-scale"] == (1.0, {"seed": 4, "out": tmp_path})
+    (tmp_path / "file").touch()
+    assert call("bench", "lenses", "-o", tmp_path / "file")[0] == 1
+    assert "lenses" not in measured, "the folder is tried before the work"
+    call("bench", "lenses", "-o", tmp_path / "new", "-m", "tiny", "--pack", "mine.json")
+    assert measured["lenses"] == (("tiny", "mine.json"), {"device": "auto", "seed": 0})
+
+
 # --------------------------------------------------------------------------------------- cluster
 
 WORLD = Path(__file__).with_name("cluster_world.py")

@@ -28,6 +28,7 @@ from interp import cluster
 from interp.cluster import slurm, summary
 from interp.cluster.tasks import Cancelled, cut
 from interp.events import JsonlLog, ShardEnd, TaskBegin, TaskEnd, read
+from interp.files import read_json, write_json
 from interp.lock import LockedError, lock
 from interp.probe import LatentSummary, Sparse1DProbe
 
@@ -378,6 +379,59 @@ def test_a_cancelled_task_stops_at_its_next_event(tmp_path):
     assert list(cluster.status(tmp_path / "run").state) == ["cancelled"]
 
 
+def test_a_task_of_a_cancelled_run_never_begins_its_work(tmp_path):
+    tasks = plan(tmp_path / "run", "always_fails", n_tasks=2)  # it would say so
+    cluster.cancel(tmp_path / "run")
+    with pytest.raises(Cancelled, match="task-0001 was cancelled"):
+        cluster.run_task(tasks[1])
+    assert cluster.status(tmp_path / "run").state.tolist() == ["waiting", "cancelled"]
+
+
+def test_what_fails_while_a_run_is_cancelled_is_not_tried_again(tmp_path, monkeypatch, expected):
+    tasks = plan(tmp_path / "run", n_tasks=3)
+    asked = []
+
+    def cancels(seed: int) -> None:
+        asked.append(seed)
+        cluster.cancel(tmp_path / "run")
+        raise OSError("in the middle of it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world, "shard", cancels)
+        with pytest.raises(Cancelled, match="run its tasks again to go on"):
+            cluster.run(tasks, "inline", retries=5)
+    assert asked == [0], "neither again nor the others"
+    assert contents(cluster.merge(cluster.run(tasks, "inline")), tmp_path) == expected
+
+
+def test_a_task_that_another_process_has_just_done_is_left_alone(tmp_path, monkeypatch):
+    """It was not done when it was looked at, and is when its folder is ours."""
+    from interp.cluster import tasks as home
+
+    (task,) = plan(tmp_path / "run", n_tasks=1)
+    real = home.lock
+
+    def late(folder: Path) -> lock:
+        monkeypatch.setattr(home, "lock", real)
+        cluster.run_task(task)
+        monkeypatch.setattr(world, "shard", None)  # which would be called to do it again
+        return real(folder)
+
+    monkeypatch.setattr(home, "lock", late)
+    assert cluster.run_task(task) == task.path
+    assert sum(isinstance(e, TaskBegin) for e in read(task.log)) == 1
+
+
+def test_a_plan_of_another_version_is_refused(tmp_path):
+    plan(tmp_path / "run")
+    content = read_json(tmp_path / "run" / "plan.json")
+    write_json(tmp_path / "run" / "plan.json", content | {"version": 99})
+    with pytest.raises(
+        ValueError, match=r"plan\.json has \(format, version\) \('interp.plan', 99\), expected"
+    ):
+        cluster.load(tmp_path / "run")
+
+
 def test_wrong_calls_of_run_say_so(tmp_path):
     tasks = plan(tmp_path / "run")
     with pytest.raises(ValueError, match="executor must be one of inline, processes"):
@@ -472,7 +526,7 @@ def test_a_monitor_shows_a_task_that_failed_and_why(tmp_path):
     try:
         until(lambda: {k: d.state for k, d in monitor.jobs.items()}.get("task-0001") == "failed")
         until(lambda: [d.state for d in monitor.jobs.values()].count("done") == 3)
-        monitor._on_message(monitor, {"do": "select", "job": "task-0001"}, [])
+        monitor._on_message({"do": "select", "job": "task-0001"})
         assert "the disk is gone" in monitor.head["message"]
     finally:
         monitor.close()

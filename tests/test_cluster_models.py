@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +327,23 @@ def test_monitors_of_captures_and_lenses_show_their_tasks(world, prompts, tmp_pa
             shown.close()
 
 
+def test_lenses_that_come_back_in_the_middle_are_counted_once(world, tmp_path, one_task):
+    """The folder of an earlier shard was damaged and deleted; those behind it stay."""
+    (task,) = plan_lenses(world, tmp_path / "run", 1)
+    cluster.run_task(task)
+    first, *others = sorted(task.path.glob("lenses-*"))
+    kept = {f: f.stat().st_mtime_ns for folder in others for f in folder.iterdir()}
+    shutil.rmtree(first)
+    (task.path / "done.json").unlink()
+    cluster.run_task(task)
+    assert kept == {f: f.stat().st_mtime_ns for folder in others for f in folder.iterdir()}
+    cluster.merge(tmp_path / "run")
+    assert lens_files(tmp_path / "run" / "merged") == one_task
+    events = read(task.log)
+    again = events[max(i for i, e in enumerate(events) if isinstance(e, TaskBegin)) :]
+    assert [(e.n_done, e.n_lenses) for e in again if isinstance(e, LensEnd)] == [(i + 1, 9) for i in range(9)]
+
+
 def test_a_process_loads_its_model_once(world, tmp_path, monkeypatch):
     import interp.capture.model as home
 
@@ -355,6 +373,15 @@ def test_what_a_plan_cannot_keep_is_refused(world, tmp_path):
     with pytest.raises(ValueError, match="shard_size must be at least 1"):
         cluster.plan(small_pack(), out, job="lenses", model=world, site="embed", shard_size=0)
     assert not out.exists()
+
+
+def test_prompts_and_model_by_path_are_those_themselves(world, tmp_path):
+    (tmp_path / "prompts.txt").write_text("the boy\na girl\n")
+    options = {"job": "capture", "n_tasks": 2}
+    tasks = cluster.plan(tmp_path / "prompts.txt", tmp_path / "a", model=Path(world), **options)
+    assert tasks == cluster.plan(["the boy", "a girl"], tmp_path / "a", model=world, **options)
+    with pytest.raises(ValueError, match="a plan of job 'capture'; rows are those of 'summary'"):
+        cluster.Rows(tmp_path / "a")
 
 
 def test_the_plan_keeps_prompts_vectors_and_concepts_as_they_were(world, prompts, vectors, tmp_path):

@@ -27,12 +27,13 @@ import pytest
 import scipy.sparse as sp
 import torch
 from capture_zoo import sequences, zoo
+from safetensors import SafetensorError
 
 import interp.lock
 from interp import cluster, events
 from interp.capture import Activations, capture, store
 from interp.capture.traits import Trait, TraitVectors
-from interp.files import expect_writable, read_json, sweep, whole, write_json, write_text
+from interp.files import append, expect_writable, read_json, sweep, whole, write_json, write_text
 from interp.lens.bank import Bank
 from interp.lens.concepts import ConceptPack
 from interp.lens.levels import train_by_level
@@ -182,6 +183,62 @@ def test_a_holder_on_another_host(
         return
     with pytest.raises(LockedError, match=r"process 1 on node17 since 2026.*cannot be told.*delete .*\.lock"):
         lock(tmp_path)
+
+
+@pytest.mark.parametrize(("mount", "reaches"), [
+    ("ext4 /dev/sda1 rw", True),
+    ("nfs4 nas:/x rw,vers=4.2,local_lock=none,addr=1", True),
+    ("nfs nas:/x rw,vers=3,local_lock=flock", False),
+    ("nfs4 nas:/x rw,vers=4.2", False),
+    ("lustre mds@tcp:/x rw,flock", True),
+    ("lustre mds@tcp:/x rw,localflock", False),
+    ("beegfs nodev rw", False),
+    ("cifs //nas/x rw", False),
+    ("fuse.sshfs nas: rw", False),
+])  # fmt: skip
+def test_which_locks_reach_other_hosts(
+    mount: str, reaches: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder's own mount decides, and no other; what is not known to reach does not."""
+    folder = tmp_path / "a folder" / "run"
+    folder.mkdir(parents=True)
+    here = str(folder.parent.resolve()).replace(" ", "\\040")  # as the kernel writes it
+    other = "fuse.sshfs nas: rw" if reaches else "ext4 /dev/sda1 rw"
+    lines = [
+        f"20 1 8:1 / / rw shared:1 - {other}",
+        f"21 20 0:5 / {here} rw,noatime shared:2 master:3 - {mount}",
+        f"22 20 0:6 / {here}x rw - {other}",
+        f"23 21 0:7 / {here}/elsewhere rw - {other}",
+    ]
+    real = Path.read_text
+
+    def read_text(self: Path, *args: Any, **kwargs: Any) -> str:
+        return "\n".join(lines) if str(self) == "/proc/self/mountinfo" else real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert interp.lock._reaches(folder) is reaches
+
+
+def test_without_proc_no_lock_is_trusted_to_reach_another_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_text(self: Path, *args: Any, **kwargs: Any) -> str:
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert not interp.lock._reaches(tmp_path)
+
+
+def test_a_holder_of_whom_only_the_number_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without flock and without /proc, a process of that number is taken for the holder."""
+    monkeypatch.setattr(interp.lock, "_flock", lambda: None)
+    monkeypatch.setattr(interp.lock, "_born", lambda pid: "")
+    held = Held(tmp_path)
+    with pytest.raises(LockedError, match=f"process {held.pid} on"):
+        lock(tmp_path)
+    held.kill()
+    lock(tmp_path).release()
+    assert interp.lock.is_running(10**30), "a number that cannot be asked about is not known to be dead"
 
 
 def test_no_clock_is_read_to_judge_a_lock(
@@ -730,6 +787,20 @@ def test_sealed_json_keeps_what_json_can(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[" * 200_000)
     with pytest.raises(ValueError, match=r"a\.json is damaged"):
         read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"a\.json is damaged: expected a JSON object, found list"):
+        read_json(tmp_path / "a.json")
     shutil.rmtree(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "a.json")
+
+
+def test_what_the_disk_does_not_take_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"could not write .*b\.log \(No such file or directory\)") as error:
+        append(tmp_path / "gone" / "b.log", "line")
+    assert error.value.errno == errno.ENOENT
+    with pytest.raises(OSError, match=r"could not write .*c: a reason without a number") as error:  # noqa: SIM117
+        with whole(tmp_path / "c"):
+            raise SafetensorError("a reason without a number")
+    assert error.value.errno == errno.EIO
+    assert not list(tmp_path.iterdir())

@@ -146,6 +146,19 @@ def test_save_and_load_give_the_same_codes(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["sae"], "nothing temporary is left"
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_on_another_device_it_is_the_same(architecture):
+    sae = make(architecture)
+    there = sae.to("cuda" if torch.cuda.is_available() else "cpu")
+    assert repr(there) == repr(sae)
+    assert repr(sae).startswith(f"SAE({architecture!r}, d_in={D}, n_latents={N}")
+    x = acts()
+    torch.testing.assert_close(there.encode(x).cpu(), sae.encode(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        there.decode(there.encode(x)).cpu(), sae.decode(sae.encode(x)), rtol=1e-4, atol=1e-3
+    )
+
+
 def test_weights_in_bfloat16_are_computed_in_float32(tmp_path):
     rounded = {k: v.bfloat16() for k, v in weights().items()}
     save_file(rounded, tmp_path / "sae_weights.safetensors")
@@ -211,6 +224,8 @@ def test_bad_activations_are_refused():
         sae.encode(torch.zeros(4, 5))
     with pytest.raises(ValueError, match="expected"):
         sae.encode_csr(torch.zeros(2, 3, D))
+    with pytest.raises(ValueError, match="batch is 0, expected at least 1"):
+        sae.encode_csr(acts(), batch=0)
     x = acts(30)
     x[23, 4] = torch.nan
     with pytest.raises(ValueError, match="row 23 are not finite"):

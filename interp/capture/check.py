@@ -75,8 +75,6 @@ def judge(errors: dict[str, float], dtype: torch.dtype) -> None:
     ArithmeticError
         Naming the worst site.
     """
-    if not errors:
-        return
     site = max(errors, key=errors.__getitem__)
     if dtype == torch.float32 and not errors[site] <= LIMIT:
         raise ArithmeticError(

@@ -331,8 +331,6 @@ def _spread(todo: Sequence[int], lengths: Sequence[int], k: int) -> list[int]:
 
 def _expect_finite(shard: Shard, names: Sequence[str]) -> None:
     """Raise if the last site has NaN or infinity: what is wrong anywhere has reached it."""
-    if not shard.tensors:
-        return
     rows = next(reversed(shard.tensors.values()))
     if torch.isfinite(rows).all():
         return

@@ -71,9 +71,6 @@ class Costs:
     bytes: int
     seconds: float
 
-    def __str__(self) -> str:
-        return f"about {describe(self.bytes)} and {self.seconds:.3g} s"
-
 
 def estimate_costs(
     model: Model,
