@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lens_world
 import pytest
@@ -81,6 +82,18 @@ def test_each_prompt_is_forwarded_once(model, some, monkeypatch):
     bank.ensure([*some, *some[:5]])
     bank.ensure(some)
     assert len(seen) == len(set(seen)) == len({s.text for s in some}) == bank.n_forwarded == len(bank)
+
+
+def test_prompts_wait_for_their_pooling_in_bounded_number(model):
+    """What has been forwarded is pooled after a stop too, which should take no time."""
+    texts = [f"{i:05d}" for i in range(5000)]
+    chunks = list(Bank(model, SITE)._chunks(texts))
+    assert [t for chunk in chunks for t in chunk] == texts
+    assert max(map(len, chunks)) <= 2048
+    wide = Bank(model, SITE)
+    wide.model = SimpleNamespace(width=2560)
+    long = ["a" * 3000] * 100  # some 1,000 tokens of 10 kB each
+    assert max(map(len, wide._chunks(long))) <= 30
 
 
 def test_rows_do_not_depend_on_order(model, some):

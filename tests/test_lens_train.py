@@ -383,6 +383,10 @@ def test_a_stop_with_no_time_left_to_grade(model, bank, monkeypatch):
     assert set(ended) <= graded
     late = [r for r in lenses.reports if r.fitted and r.concept not in graded]
     assert late
+    assert np.isfinite([lenses[c].threshold(0.1) for c in ended]).all()
+    for r in late:
+        with pytest.raises(ValueError, match=f"'{r.concept}' has no thresholds: its training was"):
+            lenses[r.concept].threshold(0.1)
     assert {(r.stop_reason, r.why) for r in late} == {("stopped", "stopped before it was graded")}
     assert torch.isfinite(lenses.score("the boy saw a robin near the park")).all()
 

@@ -298,6 +298,18 @@ def test_lens_quartiles_and_grades():
     assert digest.n_done == 120
 
 
+def test_no_lens_is_growing_after_a_stop():
+    """Those that grew when the stop came had no iteration after it: their end says that they have ended."""
+    events = list(lens_events(40))
+    first_round = [e for e in events if isinstance(e, ev.LensIteration)][:40]
+    ends = [e for e in events if isinstance(e, ev.LensEnd)]
+    digest = LensDigest.of([events[0], *first_round, *ends[:30]])
+    assert digest._numbers()["active"] == 10
+    digest = LensDigest.of([events[0], *first_round, *ends, events[-1]])
+    assert first_round[-1].n_active > 20
+    assert digest._numbers()["active"] == 0
+
+
 def test_lens_rows_are_the_latest_and_bounded():
     digest = LensDigest.of(lens_events(400))
     assert len(digest.rows) == digest.max_rows

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Bank"]
 
-#: Prompts per call of capture: bounds the rows that are held before pooling.
-_CHUNK_BYTES = 256 * 2**20
+#: Most of one call of capture, in bytes of rows (they are held until they are pooled) and in prompts (they are
+#: pooled after a stop too).
+_CHUNK_BYTES, _CHUNK = 256 * 2**20, 2048
 
 
 class Bank:
@@ -217,7 +218,7 @@ class Bank:
         for text in texts:
             chunk.append(text)
             size += (len(text) + 3 * self.continuation + 6) * per_character
-            if size > _CHUNK_BYTES:
+            if size > _CHUNK_BYTES or len(chunk) == _CHUNK:
                 yield chunk
                 chunk, size = [], 0.0
         if chunk:

@@ -51,6 +51,10 @@ class Job:
     b: float = 0.0
     mlp: dict[str, Tensor] | None = None
     text: TextLens | None = None
+    #: Of `Judge.read`; empty for a lens that it did not compare.
+    negatives: dict[str, Tensor] = field(
+        default_factory=lambda: {"text": torch.zeros(0), "token": torch.zeros(0)}
+    )
     test_logits: np.ndarray = field(default_factory=lambda: np.zeros(0))
     test_labels: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     _index: dict[str, Tensor] = field(default_factory=dict)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from scipy.special import expit
-from torch import Tensor
 
 from interp.lens import grade as g
 from interp.lens.bank import Bank
@@ -82,6 +81,12 @@ class Judge:
         many = [held[i % len(held)] for i in range(80)] if held else []
         return held, self.samples.negatives(concept_id, "test", many, siblings_only=True)
 
+    def can_read(self, job: Job) -> bool:
+        """Whether all that `read` needs of a lens is in the bank."""
+        # One look first, for drawing them all takes time.
+        first = self.samples.positives(job.concept.id, "test", 1, heldout=True)
+        return all(s in self.bank for s in first) and all(s in self.bank for s in self.needs([job]))
+
     def read(self, jobs: Sequence[Job], *, baselines: bool = True) -> None:
         """Calibrate, grade and compare lenses whose samples are in the bank; fills ``job.found``.
 
@@ -89,7 +94,8 @@ class Judge:
         ----------
         jobs : list of Job
         baselines : bool
-            Compare them too: most of the work.
+            Compare them too, and find what thresholds are taken from: most of the work. `strangers` have to
+            be in the bank.
 
         Raises
         ------
@@ -106,6 +112,7 @@ class Judge:
         if baselines:
             self._shuffled(jobs)
             self._words(jobs)
+            self._negatives(jobs)
 
     def _labelled(self, job: Job, kind: str = "") -> tuple[list[Sample], np.ndarray]:
         """Samples of a kind ("", "seen_", "calibrate_") and whether each is a positive."""
@@ -214,23 +221,19 @@ class Judge:
 
     # ------------------------------------------------------------------ thresholds
 
-    def negatives(self, jobs: Sequence[Job]) -> list[dict[str, Tensor]]:
+    def _negatives(self, jobs: Sequence[Job]) -> None:
         """Sorted logits of each lens on calibration texts (of the whole pack) that do not show its concept.
 
-        Float32 ``[m]`` each.
-
-        Per lens, those of whole texts (``"text"``) and those of one token of each (``"token"``): single
-        tokens spread wider than the means that a lens is trained on, so they have thresholds of their own.
+        Float32 ``[m]`` each. Those of whole texts (``"text"``) and those of one token of each (``"token"``):
+        single tokens spread wider than the means that a lens is trained on, so they have thresholds of their
+        own.
         """
-        every = [s for s in self.strangers if s in self.bank]  # after a stop, what there is
-        if not every or not jobs:
-            return [{"text": torch.zeros(0), "token": torch.zeros(0)} for _ in jobs]
-        index = self.bank.index(every)
+        if not self.strangers:
+            return
+        index = self.bank.index(self.strangers)
         texts = apply(jobs, rows_of(self.bank, index)[None]).mean(dim=2)
         tokens = apply(jobs, self.bank.take(index, "tokens")[None, :, None])[:, :, 0]
-        out = []
         for k, job in enumerate(jobs):
             clean = self.samples.excludes(job.concept.id)
-            keep = torch.tensor([clean(s) for s in every])
-            out.append({"text": texts[k, keep].sort().values, "token": tokens[k, keep].sort().values})
-        return out
+            keep = torch.tensor([clean(s) for s in self.strangers])
+            job.negatives = {"text": texts[k, keep].sort().values, "token": tokens[k, keep].sort().values}

@@ -39,6 +39,7 @@ class Lenses:
     """All lenses of one training.
 
     Made by `train_lenses` or `Lenses.load`. ``lenses[id]`` is one `Lens`; iterating gives those with weights.
+    After a stop some of those have grade U, with the reason in ``why``, and no thresholds (`train_lenses`).
 
     Parameters
     ----------
@@ -51,7 +52,8 @@ class Lenses:
         Rows are standardised as (x − mean) / scale.
     negatives : dict of tensors, shape (n_lenses, m)
         Sorted logits of texts that do not show the concept (calibration split), NaN behind the last: of whole
-        texts (``text``) and of one token of each (``token``).
+        texts (``text``) and of one token of each (``token``). Thresholds are taken from them; a stopped
+        training has none for lenses that it did not finish.
     meta : dict
         Model, site, pooling, pack, parameters and history of the training.
     model : Model, optional

@@ -90,7 +90,7 @@ class Lens:
         Raises
         ------
         ValueError
-            If there are fewer than 1/fpr − 1 texts to find it with.
+            If there are fewer than 1/fpr − 1 texts to find it with, or none, as after a stop.
 
         Notes
         -----
@@ -103,6 +103,11 @@ class Lens:
             raise ValueError(f"per must be 'token' or 'text', got {per!r}")
         known = self._lenses.negatives[per][self._k]
         known = known[~torch.isnan(known)]
+        if not len(known):
+            raise ValueError(
+                f"lens {self.concept!r} has no thresholds: its training was stopped before they were "
+                "found, or the pack has no texts to find them with; train it to the end"
+            )
         rank = math.ceil((1 - fpr) * (len(known) + 1) - 1e-9)
         if rank > len(known):
             raise ValueError(

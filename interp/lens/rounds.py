@@ -33,8 +33,8 @@ __all__ = ["Rounds"]
 _TYPICAL = 512
 #: Lenses that are graded together; a stop is heard between two such parts.
 _ENDED = 32
-#: Seconds after a stop within which fitted lenses are still graded.
-_GRACE = 0.1
+#: Seconds after a stop within which fitted lenses are still graded, so many at a time.
+_GRACE, _AT_ONCE = 0.03, 4
 
 
 @dataclass
@@ -230,34 +230,42 @@ class Rounds:
             fitted = [j for j in jobs if j.w is not None]
             wanted = [*self.judge.needs(fitted), *self.judge.strangers] if fitted else []
             complete = self.bank.ensure(wanted, iteration_hook=self.emit or None)
-        while jobs:
-            if self.emit.stop:  # first those that can be graded: there is little time
-                jobs = sorted(jobs, key=lambda j: j.w is None)
-            n = _ENDED // 8 if self.emit.stop else _ENDED
-            part, jobs = jobs[:n], jobs[n:]
-            self._judge(part, complete)
-            for job in part:
-                self._tell(job)
-
-    def _judge(self, jobs: list[Job], complete: bool) -> None:
-        """Read the test splits of lenses; after a stop without baselines, and only while there is time."""
-        start = time.perf_counter()
-        if self.emit.stop and self.stopped_at is None:
-            self.stopped_at = start
-        ready = []
-        if self.stopped_at is None or start - self.stopped_at < _GRACE:
-            ready = [j for j in jobs if j.w is not None]
-            if not complete:
-                ready = [j for j in ready if all(s in self.bank for s in self.judge.needs([j]))]
+        while jobs and not self.emit.stop:
+            part, jobs = jobs[:_ENDED], jobs[_ENDED:]
+            start = time.perf_counter()
+            ready = [j for j in part if j.w is not None]
             if ready:
-                self.judge.read(ready, baselines=not self.emit.stop)
-        graded = {j.concept.id for j in ready}
-        for job in jobs:
-            if job.w is None:
-                job.why = job.why or "stopped before it was fitted"
-            elif job.concept.id not in graded:
-                job.why = "stopped before it was graded"
-            job.seconds += (time.perf_counter() - start) / len(jobs)
+                self.judge.read(ready)
+            for job in part:
+                job.seconds += (time.perf_counter() - start) / len(part)
+                self._tell(job)
+        if jobs:
+            self._leave(jobs, complete)
+
+    def _leave(self, jobs: list[Job], complete: bool) -> None:
+        """After a stop: grade what needs no forward pass, without baselines, while there is time; tell.
+
+        If the jobs are `complete`, the bank holds all that their grades need.
+        """
+        if self.stopped_at is None:
+            self.stopped_at = time.perf_counter()
+        jobs = sorted(jobs, key=lambda j: j.w is None)  # there is little time: first those that can be graded
+        while jobs:
+            part, jobs = jobs[:_AT_ONCE], jobs[_AT_ONCE:]
+            ready = []
+            if (start := time.perf_counter()) - self.stopped_at < _GRACE:
+                fitted = [j for j in part if j.w is not None]
+                ready = [j for j in fitted if complete or self.judge.can_read(j)]
+                if ready:
+                    self.judge.read(ready, baselines=False)
+                for job in ready:
+                    job.seconds += (time.perf_counter() - start) / len(ready)
+            for job in part:
+                if job.w is None:
+                    job.why = job.why or "stopped before it was fitted"
+                elif "grade" not in job.found:
+                    job.why = "stopped before it was graded"
+                self._tell(job)
 
     def _tell(self, job: Job) -> None:
         self.n_done += 1
@@ -314,18 +322,13 @@ class Rounds:
         meta["typical_norm"] = self.typical_norm
         root = len(self.mean) ** 0.5
         heads = [j.mlp for j in fitted if j.mlp is not None]
-        # After a stop there is no time for the thresholds of lenses that were not graded.
-        known = [j for j in fitted if "grade" in j.found]
-        line_of = dict(zip((j.concept.id for j in known), self.judge.negatives(known), strict=True))
-        none = {"text": torch.zeros(0), "token": torch.zeros(0)}
-        lines = [line_of.get(j.concept.id, none) for j in fitted]
         return Lenses(
             reports,
             torch.stack([j.w for j in fitted if j.w is not None]) / root,
             torch.tensor([j.b for j in fitted]),
             self.mean,
             self.scale,
-            {kind: _padded([line[kind] for line in lines]) for kind in ("text", "token")},
+            {kind: _padded([j.negatives[kind] for j in fitted]) for kind in ("text", "token")},
             meta,
             model=model,
             mlp={k: torch.stack([h[k] for h in heads]) for k in heads[0]} if heads else None,

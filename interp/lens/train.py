@@ -88,8 +88,7 @@ def train_lenses(
     seed : int
     iteration_hook : callable or list of callable, optional
         Gets `TrainBegin`, `LensIteration`, `LensEnd`, `TrainEnd`, and `BatchEnd` of the forward passes
-        between them. May return True to stop: lenses that were fitted are kept, and graded where that needs
-        no further forward pass and little time (0.1 s for all), without baselines.
+        between them. May return True to stop: see Notes.
 
     Returns
     -------
@@ -103,6 +102,14 @@ def train_lenses(
         If the splits of the pack leak.
     FloatingPointError
         If the model gives activations that are not finite (named).
+
+    Notes
+    -----
+    A stop leaves every lens that was fitted, with its latest fit, and ``stop_reason`` "stopped" unless it had
+    ended by itself. Those graded before keep everything. Of the others, some are still graded: as many as need
+    no forward pass and a few hundredths of a second; they have neither baselines nor thresholds
+    (`Lens.threshold` says so). The rest has grade U with the reason in ``why``, as has a concept that had no
+    fit yet. A later call with the same `bank` forwards none of the prompts again.
     """
     started = time.perf_counter()
     _check(f1_target=f1_target, f1_rule=f1_rule, growth=growth, head=head)

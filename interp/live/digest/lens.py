@@ -65,6 +65,8 @@ class LensDigest(Digest):
             grade = event.grade if event.grade in self.grades else "U"
             self.grades[grade] += 1
             self.n_lenses = event.n_lenses
+            # Those that a stop ended while they grew had no further iteration to say so.
+            self.n_active = min(self.n_active, self.n_lenses - self.n_done)
             self.extra_iterations += event.extra_iterations
             self.rows.pop(event.concept, None)
             self.rows[event.concept] = {
