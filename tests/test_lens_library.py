@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -385,6 +386,88 @@ def test_files_of_another_version_are_refused(lenses, tmp_path, field, value):
     file = lenses.save(tmp_path) / "lenses.json"
     write_json(file, read_json(file) | {field: value})
     with pytest.raises(ValueError, match="this version of interp"):
+        Lenses.load(tmp_path)
+
+
+def field_of(content, path):
+    """The container of a field, given as ``a.b[2].c``, and its name in there."""
+    *first, last = [int(k) if k.isdigit() else k for k in re.findall(r"\w+", path)]
+    for key in first:
+        content = content[key]
+    return content, last
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("meta", []),
+        ("meta.site", 3),
+        ("meta.model", "tiny"),
+        ("meta.model.fingerprint", None),
+        ("meta.pack.hash", 1),
+        ("meta.parameters", None),
+        ("meta.parameters.validation_blocking", "no"),
+        ("meta.parameters.growth[1]", "20"),
+        ("meta.parameters.templates.train", "{text}"),
+        ("meta.typical_norm", "1"),
+        ("meta.history[2]", ["bird", 1, 20, 0.5, 0.4]),
+        ("meta.history[2][2]", 20.5),
+        ("words", "robin"),
+        ("words[4]", 4),
+        ("reports", {}),
+        ("reports[1]", "animal"),
+        ("reports[1].grade", "D"),
+        ("reports[1].grade", ["A"]),
+        ("reports[1].score", "0.9"),
+        ("reports[1].score_low", True),
+        ("reports[1].n_iter", 2.0),
+        ("reports[1].n_samples", None),
+        ("reports[1].stop_reason", None),
+        ("reports[1].forced_on", 0),
+        ("reports[1].fitted", "yes"),
+    ],
+)
+def test_an_edited_field_of_another_type_is_named(lenses, tmp_path, field, value):
+    """Edited and sealed again, so that no hash tells."""
+    file = lenses.save(tmp_path) / "lenses.json"
+    content = read_json(file)
+    where, name = field_of(content, field)
+    assert type(where[name]) is not type(value) or field.endswith(("grade", "history[2]"))
+    where[name] = value
+    write_json(file, content)
+    with pytest.raises(ValueError, match=rf"damaged \({re.escape(field)} (is|has) .*, expected "):
+        Lenses.load(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["meta.site", "meta.model", "reports[1].term"])
+def test_a_missing_field_is_named(lenses, tmp_path, field):
+    file = lenses.save(tmp_path) / "lenses.json"
+    content = read_json(file)
+    where, name = field_of(content, field)
+    del where[name]
+    write_json(file, content)
+    with pytest.raises(ValueError, match=rf"damaged .*{name}"):
+        Lenses.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bias", "scale", "negatives.token"])
+def test_tensors_that_do_not_fit_the_reports_are_named(lenses, tmp_path, name):
+    spoilt = regraded(lenses, "A")
+    if name.startswith("negatives."):
+        spoilt.negatives = lenses.negatives | {"token": lenses.negatives["token"][:-1]}
+    else:
+        setattr(spoilt, name, getattr(lenses, name)[:-1])
+    with pytest.raises(ValueError, match=rf"{name} has shape .*, expected"):
+        Lenses.load(spoilt.save(tmp_path))
+
+
+def test_words_that_were_cut_off_are_found(lenses, tmp_path):
+    """Their columns would be read behind the end of a matrix."""
+    file = lenses.save(tmp_path) / "lenses.json"
+    content = read_json(file)
+    content["words"] = content["words"][:3]
+    write_json(file, content)
+    with pytest.raises(ValueError, match="damaged"):
         Lenses.load(tmp_path)
 
 

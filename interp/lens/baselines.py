@@ -244,6 +244,8 @@ class TextLenses:
             sp.csr_array((t[name].astype(np.float64), t["column"], t["start"]), shape=shape)
             for name in ("weight", "idf")
         )
+        for matrix in (weight, idf):  # a column behind the last word would be read all the same
+            matrix.check_format(full_check=True)
         return cls(words, weight, idf, t["bias"].astype(np.float64))
 
     @classmethod

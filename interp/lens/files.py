@@ -6,6 +6,8 @@ import math
 import os
 import re
 import uuid
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,30 @@ from interp.lock import lock
 __all__ = ["load", "save"]
 
 FORMAT, VERSION = "interp.lenses", 1
+
+#: What the fields of a file are, as `_expect` reads it. A field that is not named here is nobody's concern.
+_KINDS = {"str": str, "int": int, "float": float, "bool": bool}
+_REPORT = {f.name: _KINDS[str(f.type)] for f in fields(LensReport)} | {"grade": frozenset("ABCU")}
+_META = {
+    "model": dict.fromkeys(("name", "revision", "architecture", "fingerprint", "dtype", "tokenizer"), str),
+    "site": str,
+    "pooling": str,
+    "pack": {"name": str, "version": str, "hash": str},
+    "parameters": {
+        "f1_target": float,
+        "f1_rule": str,
+        "validation_blocking": bool,
+        "growth": [int],
+        "head": str,
+        "seed": int,
+        "continuation": int,
+        "templates": {"train": [str], "heldout": [str]},
+        "shares": dict,
+    },
+    "seconds": float,
+    "typical_norm": float,
+    "history": [(str, int, int, float, float, float)],  # columns of `Lenses.history`
+}
 
 
 def save(lenses: Lenses, folder: str | os.PathLike[str]) -> Path:
@@ -95,22 +121,66 @@ def load(folder: str | os.PathLike[str]) -> Lenses:
         def of(kind: str) -> dict[str, Tensor]:
             return {k.removeprefix(kind): v for k, v in tensors.items() if k.startswith(kind)}
 
-        words = content["words"]
-        if not isinstance(content["meta"].get("site"), str):
-            raise OSError("it does not say at which site they read")
+        words, meta, reports = content["words"], content["meta"], content["reports"]
+        _expect(meta, _META, "meta")
+        for name in ("model", "site", "pooling"):
+            if name not in meta:
+                raise ValueError(f"meta.{name} is missing")
+        _expect(reports, [_REPORT], "reports")
+        if words is not None:
+            _expect(words, [str], "words")
+        _expect_shapes(tensors, sum(r.get("fitted", False) for r in reports))
         return Lenses(
-            [LensReport.from_dict(r) for r in content["reports"]],
+            [LensReport.from_dict(r) for r in reports],
             tensors["weight"],
             tensors["bias"],
             tensors["mean"],
             tensors["scale"],
             of("negatives."),
-            content["meta"],
+            meta,
             mlp=of("mlp.") or None,
             text=None if words is None else TextLenses.from_tensors(words, of("text.")),
         )
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"the lenses in {folder} are damaged ({error}); train again") from error
+
+
+def _expect(value: Any, kind: Any, name: str) -> None:
+    """Raise a TypeError that names the field unless `value` is of a `kind`.
+
+    A kind is a type (float: a number, or the None that stands for NaN), a dict of the kinds of those fields
+    that may be there, a list of the one kind of its items, a tuple of the kinds of a row, or a set of values.
+    """
+    if isinstance(kind, dict):
+        _expect(value, dict, name)
+        for key in kind.keys() & value.keys():
+            _expect(value[key], kind[key], f"{name}.{key}")
+    elif isinstance(kind, (list, tuple)):
+        _expect(value, list, name)
+        kinds = kind * len(value) if isinstance(kind, list) else kind
+        if len(value) != len(kinds):
+            raise TypeError(f"{name} has {len(value)} entries, expected {len(kinds)}")
+        for k, (item, of_item) in enumerate(zip(value, kinds, strict=True)):
+            _expect(item, of_item, f"{name}[{k}]")
+    elif isinstance(kind, frozenset):
+        if not isinstance(value, str) or value not in kind:
+            raise TypeError(f"{name} is {value!r:.40}, expected one of {', '.join(sorted(kind))}")
+    else:
+        good = isinstance(value, (int, float) if kind is float else kind) or (kind is float and value is None)
+        if not good or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"{name} is {value!r:.40} ({type(value).__name__}), expected {kind.__name__}")
+
+
+def _expect_shapes(tensors: Mapping[str, Tensor], n_lenses: int) -> None:
+    """The same for the tensors of so many fitted lenses."""
+    width = tensors["weight"].shape[-1]
+    wanted = {"weight": (n_lenses, width), "bias": (n_lenses,), "mean": (width,), "scale": (width,)}
+    for name, tensor in tensors.items():
+        shape = tuple(tensor.shape)
+        per_lens = name.startswith(("negatives.", "mlp.")) and shape[:1] != (n_lenses,)
+        if shape != wanted.get(name, shape) or per_lens:
+            expected = wanted.get(name, f"{n_lenses} rows")
+            raise ValueError(f"{name} has shape {shape}, expected {expected}")
 
 
 def _without_nan(value: Any) -> Any:
