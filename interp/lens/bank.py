@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Bank"]
 
-#: Most of one call of capture, in bytes of rows (they are held until they are pooled) and in prompts (they are
-#: pooled after a stop too).
+#: Most of one call of capture, in bytes of rows (held until they are pooled) and in prompts (which are pooled
+#: after a stop too).
 _CHUNK_BYTES, _CHUNK = 256 * 2**20, 2048
 
 

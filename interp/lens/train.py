@@ -106,8 +106,8 @@ def train_lenses(
     Notes
     -----
     A stop leaves every lens that was fitted, with its latest fit, and ``stop_reason`` "stopped" unless it had
-    ended by itself. Those graded before keep everything. Of the others, some are still graded: as many as need
-    no forward pass and a few hundredths of a second; they have neither baselines nor thresholds
+    ended by itself. Those graded before keep everything. Of the others, some are still graded: as many as
+    need no forward pass and a few hundredths of a second; they have neither baselines nor thresholds
     (`Lens.threshold` says so). The rest has grade U with the reason in ``why``, as has a concept that had no
     fit yet. A later call with the same `bank` forwards none of the prompts again.
     """
