@@ -14,18 +14,16 @@ import re
 import sys
 import threading
 import time
-import uuid
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import anywidget
 import traitlets
 
 from interp.events import Event, LensEnd, SlabEnd, Tail
 from interp.live import plots
 from interp.live.digest import CaptureDigest, Digest, FitDigest, LensDigest
 from interp.live.still import Place, in_notebook, still_html
+from interp.live.widget import LiveWidget, front_end
 from interp.run import Run
 
 if TYPE_CHECKING:
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["CaptureMonitor", "FitMonitor", "LensMonitor", "Monitor"]
 
 logger = logging.getLogger(__name__)
-
-_HERE = Path(__file__).parent
 
 #: Seconds between two frames.
 PERIOD = 0.25
@@ -50,26 +46,12 @@ _STATES = ("done", "running", "silent", "stopped", "failed", "waiting")
 _MAX_JOBS = 200
 
 
-def show_widget(widget: anywidget.AnyWidget, name: str) -> None:
-    """Display a widget that has a `Place` below it for its picture."""
-    from IPython.display import display
-
-    shown = widget._repr_mimebundle_() or ({},)
-    # Where a page cannot show the widget, nothing stands here: the place below has the picture.
-    display({**shown[0], "text/html": "", "text/plain": name}, raw=True)
-
-
-def front_end(name: str) -> str:
-    """The JavaScript module of a widget: the charts, then the widget's own file."""
-    return "\n".join((_HERE / file).read_text(encoding="utf-8") for file in ("charts.js", name))
-
-
 def _natural(name: str) -> list[tuple[str, int]]:
     """A key by which task-2 comes before task-10."""
     return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
-class Monitor(anywidget.AnyWidget):
+class Monitor(LiveWidget):
     """Base of the monitors. Use `FitMonitor`, `CaptureMonitor` or `LensMonitor`.
 
     Parameters
@@ -92,9 +74,7 @@ class Monitor(anywidget.AnyWidget):
     """
 
     _esm = front_end("monitor.js")
-    _css = (_HERE / "monitor.css").read_text(encoding="utf-8")
 
-    uid = traitlets.Unicode().tag(sync=True)
     steps = traitlets.List(traitlets.Unicode()).tag(sync=True)
     head = traitlets.Dict().tag(sync=True)
     data = traitlets.Bytes().tag(sync=True)
@@ -131,9 +111,8 @@ class Monitor(anywidget.AnyWidget):
         self._heard = False  # an event since the last frame
         self._table_of: Any = None  # what the table was last made of
         self._frames, self._frame_total = 0, 0.0
-        super().__init__(uid=uuid.uuid4().hex, steps=list(self.step_names))
+        super().__init__(steps=list(self.step_names))
         self._place = Place(self.uid, self._title)
-        self.on_msg(self._on_message)
         if self.run is not None:
             self.run.add_hook(self)
         if self.run is not None or self._tail is not None:
@@ -360,7 +339,7 @@ class Monitor(anywidget.AnyWidget):
 
     def show(self) -> None:
         """Display the monitor here, with the place of the picture that stays."""
-        show_widget(self, self.name)
+        self._display(self.name)
         self._place.show(lambda: self._ended() or (self._closed and bool(self._digests)))
 
     def _ipython_display_(self) -> None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import anywidget
 import numpy as np
 import traitlets
 
 from interp.events import Event
 from interp.live import plots
-from interp.live.monitor import front_end, show_widget
 from interp.live.still import Place, in_notebook, still_html
+from interp.live.widget import LiveWidget, front_end
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +100,7 @@ class FitBench:
         return measure_row_batches(x, y, row_batch_sizes=[size], repeats=self._repeats)[0]
 
 
-class SlabTuner(anywidget.AnyWidget):
+class SlabTuner(LiveWidget):
     """Find class_slab_size, latent_block_size and row_batch_size for a probe, by measurement.
 
     Parameters
@@ -135,9 +132,7 @@ class SlabTuner(anywidget.AnyWidget):
     """
 
     _esm = front_end("tuner.js")
-    _css = (Path(__file__).parent / "monitor.css").read_text(encoding="utf-8")
 
-    uid = traitlets.Unicode().tag(sync=True)
     axes = traitlets.Dict().tag(sync=True)
     cells: Any = traitlets.List().tag(sync=True)
     row_cells: Any = traitlets.List().tag(sync=True)
@@ -173,9 +168,8 @@ class SlabTuner(anywidget.AnyWidget):
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._dark = False
-        super().__init__(uid=uuid.uuid4().hex, axes=axes)
+        super().__init__(axes=axes)
         self._place = Place(self.uid, "Slab tuner")
-        self.on_msg(self._on_message)
 
     # --------------------------------------------------------------------------- measuring
 
@@ -324,7 +318,7 @@ class SlabTuner(anywidget.AnyWidget):
     def _ipython_display_(self) -> None:
         if not in_notebook():
             raise NotImplementedError  # IPython then falls back on the text
-        show_widget(self, "Slab tuner")
+        self._display("Slab tuner")
         self._place.show(lambda: bool(self.cells) and not self.busy)
 
     def __repr__(self) -> str:

@@ -148,6 +148,16 @@ def test_a_reload_shows_the_monitor_again(lab, page):
     until(lambda: state(page) == "stopped")
 
 
+def test_a_reload_leaves_the_buttons_alive(lab, page):
+    """ipykernel 7.4 sends what the browser says to where the widget spoke from, which may be gone by then."""
+    gone = "r.view.comm._reply_subshell_id = 'a subshell of the page before'"
+    open_and_run(lab, page, "gone.ipynb", [SETUP, start(seconds=0.1), gone])
+    lab.wait_idle(page)
+    page.get_by_role("button", name="Pause", exact=True).click()
+    until(lambda: state(page) == "paused")
+    it_stops_at_once(lab, page)
+
+
 def test_it_leaves_a_picture_when_the_kernel_is_gone(lab, browser, page, shots):
     cells = [SETUP, start(6, 26, 0.01), "events = await r"]
     open_and_run(lab, page, "kept.ipynb", cells)
