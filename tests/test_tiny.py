@@ -65,6 +65,7 @@ def test_every_reference_in_the_table_exists():
         assert set(leaf.does) | set(leaf.done) <= set(grammar.VERBS), leaf
         assert set(leaf.adjs) <= set(grammar.ADJECTIVES), leaf
         assert set(leaf.at) <= places, leaf
+        assert leaf.at or leaf.kind != "noun", leaf  # what is known of a noun is where it is
     assert set(lexicon.CAPITALS) == set(grammar.LEAF["country"].words)
     assert set(lexicon.CAPITALS.values()) == set(grammar.LEAF["city"].words)
 
@@ -132,6 +133,7 @@ def test_size_shape_and_speed():
     assert time.process_time() - begin < 2.0
     assert c.ids.shape == c.classes.shape == (200_000,)
     assert (c.ids.dtype, c.classes.dtype) == (np.int32, np.uint8)
+    assert len(c) == sum(1 for _ in c.documents()) == len(c.offsets) - 1
     assert c.offsets[0] == 0
     assert c.offsets[-1] == 200_000
     assert 10 < np.diff(c.offsets).mean() <= np.diff(c.offsets).max() <= corpus.MAX_TOKENS
@@ -278,6 +280,28 @@ def test_the_shipped_pack_is_the_one_the_generator_makes():
             key, concepts.N_EXAMPLES, positive=False
         )
     assert len(concepts.examples("songbird", 300, seed=1)) == 300
+
+
+def test_the_shipped_file_is_what_the_command_writes(tmp_path):
+    concepts.main(tmp_path / "pack.json")
+    assert (tmp_path / "pack.json").read_bytes() == tiny.concept_pack_path().read_bytes()
+
+
+def test_more_than_the_language_has_is_refused(monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"200 different questions of kind 'open_science' wanted, found 7\d;"
+    ):
+        dialogue.questions("open_science", 200)
+    robin = grammar.LEAF["songbird"]
+    assert concepts._sentence_with(robin, frozenset({robin.id}), Random(0)) is None
+    monkeypatch.setattr(concepts, "_sentence_with", lambda *args: None)
+    with pytest.raises(
+        ValueError, match="5 different sentences for 'songbird' wanted, found 0; ask for fewer"
+    ):
+        concepts.examples("songbird", 5)
+
+
+def test_a_concept_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="no concept has the id 'dragon'"):
         concepts.examples("dragon", 1)
 
@@ -483,6 +507,28 @@ def test_training_moves_the_loss_and_saves_a_loadable_folder(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.fixture
+def small_corpora(monkeypatch):
+    """The training commands, with a hundredth of their text."""
+    real = corpus.tokens
+    monkeypatch.setattr(corpus, "tokens", lambda n, seed=0: real(min(n, 12_000), seed))
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)  # of the whole process
+
+
+def test_the_training_command_measures_what_it_stores(small_corpora, monkeypatch, tmp_path, capsys):
+    real = train.rows
+    monkeypatch.setattr(train, "rows", lambda n, seed: real(min(n, 30), seed))
+    monkeypatch.setattr("sys.argv", ["train", "--steps", "2", "--seed", "5", "--out", str(tmp_path / "m")])
+    with pytest.raises(SystemExit, match="does not clearly beat the bigram's"):
+        train.main()
+    notes = json.loads((tmp_path / "m" / "training.json").read_text())
+    assert capsys.readouterr().out.strip().endswith(json.dumps(notes, indent=2))
+    stored = AutoModelForCausalLM.from_pretrained(str(tmp_path / "m")).eval()
+    held_out = train.rows(400, train.HELD_OUT_SEED)
+    assert notes["held_out_loss"] == pytest.approx(train.loss_of(stored, held_out), abs=2e-4)
+    assert (notes["seed"], notes["held_out_tokens"]) == (5, held_out.size)
+
+
 # ------------------------------------------------------------------------------------- the autoencoder
 
 
@@ -510,6 +556,29 @@ def test_a_shuffled_autoencoder_explains_less():
     sae = SAE.load(tiny.sae_path())
     sae.W_dec = sae.W_dec[torch.randperm(sae.n_latents, generator=torch.Generator().manual_seed(0))]
     assert train_sae.measure(sae, middle())["variance_explained"] < 0.5
+
+
+@pytest.mark.slow
+def test_the_losses_that_are_noted_are_those_of_the_shipped_files():
+    sae, text = SAE.load(tiny.sae_path()), corpus.tokens(30_000, train_sae.HELD_OUT_SEED)
+    noted = sae.cfg["metadata"]
+    assert train_sae.loss_with(model(), text, lambda x: x) == pytest.approx(noted["loss"], abs=2e-3)
+    rebuilt = train_sae.loss_with(model(), text, lambda x: sae.decode(sae.encode(x)))
+    assert rebuilt == pytest.approx(noted["loss_reconstructed"], abs=2e-3)
+    assert not any(block._forward_hooks for block in model().model.layers)
+
+
+def test_the_autoencoder_command_notes_what_it_stores(small_corpora, monkeypatch, tmp_path):
+    options = ["--steps", "4", "--tokens", "9000", "--seed", "2", "--out", str(tmp_path / "sae")]
+    monkeypatch.setattr("sys.argv", ["train_sae", *options])
+    train_sae.main()
+    sae = SAE.load(tmp_path / "sae")
+    assert sae.site == f"resid_post.{train_sae.LAYER}"
+    noted, held_out = sae.cfg["metadata"], corpus.tokens(100_000, train_sae.HELD_OUT_SEED)
+    found = train_sae.measure(sae, train_sae.activations(model(), held_out))
+    for name, value in found.items():
+        assert noted[name] == pytest.approx(value, abs=2e-4), name
+    assert noted["loss"] < noted["loss_reconstructed"]
 
 
 def test_training_an_autoencoder_explains_more_with_every_step():

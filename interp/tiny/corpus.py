@@ -162,16 +162,3 @@ def tokens(n_tokens: int, seed: int = 0) -> Corpus:
         offsets.append(min(len(atoms), n_tokens))
     ids, classes = encode(atoms[:n_tokens])
     return Corpus(ids, classes, np.asarray(offsets, dtype=np.int64))
-
-
-def texts(n_documents: int, seed: int = 0) -> list[str]:
-    """Passages of prose as text, for those who bring their own tokenizer or want to read some.
-
-    Parameters
-    ----------
-    n_documents : int
-    seed : int
-        Same seed, same texts.
-    """
-    random = Random(f"texts {seed}").random
-    return [grammar.surface(prose.Scene(random).passage(4 + int(random() * 9))) for _ in range(n_documents)]

@@ -24,7 +24,6 @@ BACKGROUND = 0
 
 _VOWELS = "aeiou"
 #: Words whose first sound disagrees with their first letter.
-_AN_ANYWAY = {"hour", "honest"}
 _A_ANYWAY = {"university", "useful", "one", "european"}
 #: Leaf and group names that take no article ("a ring is jewelry").
 _MASS_NAMES = {
@@ -151,8 +150,6 @@ def surface(atoms: Sequence[str]) -> str:
 
 def article(word: str) -> str:
     """``"a"`` or ``"an"``, as the word sounds."""
-    if word in _AN_ANYWAY:
-        return "an"
     return "an" if word[0] in _VOWELS and word not in _A_ANYWAY else "a"
 
 
@@ -160,8 +157,6 @@ def plural(word: str) -> str:
     """The plural of a noun."""
     if word in lexicon.IRREGULAR_PLURALS:
         return lexicon.IRREGULAR_PLURALS[word]
-    if word.endswith("man") and word != "human":
-        return word[:-3] + "men"
     if word.endswith(("s", "x", "z", "ch", "sh")):
         return word + "es"
     if word.endswith("y") and word[-2] not in _VOWELS:

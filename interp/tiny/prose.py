@@ -111,8 +111,6 @@ class Scene:
             self.place = self.pick(NOUNS[self.pick(topic.leaf.at)])
         else:
             self.place = PLACES(r)
-        if not self.place.leaf.by or self.place.leaf.root != "place":
-            self.place = PLACES(r)
         self.past = r() < 0.5
         here = actors_at(self.place.leaf.name)
         self.actors = [Entity(here(r), r() < 0.3) for _ in range(2 + int(r() * 2))]
@@ -478,10 +476,8 @@ def fact(random: Random, noun: Noun) -> Atoms:
         )
     if x < 0.75:
         return [*subject, be, noun.known[int(random() * 2)]]
-    if noun.leaf.at:
-        if noun.leaf.root == "person" or noun.leaf.group == "animal":
-            verb = "live" if many else "lives"
-        else:
-            verb = f"{be} found"
-        return [*subject, *map(label, verb.split()), *home_phrase(noun)]
-    return [*subject, be, "a" if not many else "all", *name_atoms(noun.leaf.root, many)]
+    if noun.leaf.root == "person" or noun.leaf.group == "animal":
+        verb = "live" if many else "lives"
+    else:
+        verb = f"{be} found"
+    return [*subject, *map(label, verb.split()), *home_phrase(noun)]

@@ -140,7 +140,7 @@ def learning_rate(step: int, steps: int) -> float:
     return LEARNING_RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def train(steps: int = STEPS, seed: int = 0, minutes: float | None = None) -> LlamaForCausalLM:
+def train(steps: int = STEPS, seed: int = 0) -> LlamaForCausalLM:
     """Train the model from nothing.
 
     Parameters
@@ -149,8 +149,6 @@ def train(steps: int = STEPS, seed: int = 0, minutes: float | None = None) -> Ll
         Optimiser steps of 4,096 tokens.
     seed : int
         Seed of weights and text. With the same number of threads the run repeats exactly.
-    minutes : float, optional
-        Instead of ``steps``: as many as fit, judged by the speed of steps 10 to 30.
 
     Returns
     -------
@@ -183,13 +181,8 @@ def train(steps: int = STEPS, seed: int = 0, minutes: float | None = None) -> Ll
         optimiser.step()
         running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
         step += 1
-        seconds = time.perf_counter() - begin
-        if minutes is not None and step == 10:
-            tenth = seconds
-        if minutes is not None and step == 30:
-            steps = max(60, int((60 * minutes - seconds) / ((seconds - tenth) / 20)) + step)
-            print(f"{minutes:g} minutes are {steps} steps", flush=True)
         if step % 50 == 0 or step == steps:
+            seconds = time.perf_counter() - begin
             speed = step * x.numel() / seconds
             print(
                 f"step {step}/{steps}  loss {running:.3f}  {seconds:.0f} s  {speed:,.0f} tokens/s", flush=True
@@ -246,14 +239,13 @@ def main() -> None:
     """Command line: train, measure, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=STEPS, help="optimiser steps of 4,096 tokens")
-    parser.add_argument("--minutes", type=float, help="instead of --steps: as many as fit")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=path())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     begin = time.perf_counter()
-    model = train(options.steps, options.seed, options.minutes)
+    model = train(options.steps, options.seed)
     # what is measured is what is stored: weights rounded to float16
     model.half().float()
     held_out = rows(400, HELD_OUT_SEED)

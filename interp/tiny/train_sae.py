@@ -70,18 +70,13 @@ def activations(model: PreTrainedModel, text: corpus.Corpus) -> torch.Tensor:
     """
     out: list[torch.Tensor] = []
     block = model.model.layers[LAYER]
-    handle = block.register_forward_hook(lambda _m, _a, y: out.append(_hidden(y)[:, 1:].flatten(0, 1)))
+    handle = block.register_forward_hook(lambda _m, _a, hidden: out.append(hidden[:, 1:].flatten(0, 1)))
     try:
         for ids in batches(text):
             model.model(input_ids=torch.from_numpy(ids), use_cache=False)
     finally:
         handle.remove()
     return torch.cat(out)
-
-
-def _hidden(output: torch.Tensor | tuple) -> torch.Tensor:
-    """The hidden state in what a block returns; a tuple before transformers 5."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def train(acts: torch.Tensor, steps: int = STEPS, seed: int = 0) -> SAE:
@@ -191,10 +186,10 @@ def loss_with(
 ) -> float:
     """Next-token loss with the output of block :data:`LAYER` changed, but not at the first token."""
 
-    def hook(_module, _args, output):
-        hidden = _hidden(output).clone()
+    def hook(_module, _args, hidden):
+        hidden = hidden.clone()
         hidden[:, 1:] = change(hidden[:, 1:])
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return hidden
 
     total = count = 0.0
     handle = model.model.layers[LAYER].register_forward_hook(hook)
