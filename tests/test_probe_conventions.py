@@ -123,6 +123,8 @@ def test_given_sizes_are_kept_and_automatic_ones_fit_the_classes() -> None:
     assert auto_sizes(5000, 50, 1, **CPU)[0] == 1
     wide, _ = auto_sizes(900_000, 3000, 151, **CPU)
     assert wide <= slab
+    for n_latents in (0, 1, 7, 200):
+        assert auto_sizes(10 * n_latents, n_latents, 3, **CPU)[1] == max(1, n_latents)
 
 
 def test_auto_is_measured_in_well_under_a_second() -> None:

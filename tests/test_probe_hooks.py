@@ -11,7 +11,7 @@ from probe_data import problem, separable
 from probe_reference import dense, levenberg_marquardt
 
 from interp.events import IterationEnd, JsonlLog, read
-from interp.probe import Sparse1DProbe, fit
+from interp.probe import Sparse1DProbe, fit, step
 
 LISTENED = ["lam_min", "lam_q1", "lam_median", "lam_q3", "lam_max", "loss_mean", "loss_max", "grad_max"]
 
@@ -69,6 +69,39 @@ def test_the_loss_of_an_event_is_that_of_its_pairs(monkeypatch: pytest.MonkeyPat
     latents = np.flatnonzero(probe.summary_.n_events)
     losses = probe.loss_[latents[:: -(-len(latents) * probe.loss_.shape[1] // at_most)]]
     np.testing.assert_allclose([last.loss_mean, last.loss_max], [losses.mean(), losses.max()], rtol=1e-9)
+
+
+def test_extremes_are_those_of_every_pair_that_took_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over all parts, and without the pairs that had ended but were still laid out with the others."""
+    judged, stepped, stirred = step.judged, [], []
+    rng = np.random.default_rng(0)
+
+    def recorded(a: step.Active, *rest: object) -> tuple:
+        if len(stirred) < 3:  # every part's first: lambdas that differ, and the steepest pair has ended
+            stirred.append(True)
+            size = a.g.abs().amax(dim=0)
+            a = a._replace(lam=a.lam * torch.from_numpy(10.0 ** rng.normal(0.0, 1.0, len(a.lam))))
+            a = a._replace(live=a.live & (size < size.max()))
+            rest = (*rest[:-2], False, rest[-1])
+        after, counts, told = judged(a, *rest)
+        stepped.append((a.live.clone(), after.lam[a.live].numpy(), after.g[:, a.live].abs().max().item()))
+        return after, counts, told
+
+    monkeypatch.setattr(step, "judged", recorded)
+    monkeypatch.setattr(fit, "_PART", (4, 4))
+    x, y = problem(1, n_rows=900, n_classes=40)
+    heard = []
+    for event in Sparse1DProbe(class_slab_size=40).iter_fit(x, y):
+        if event.kind == "IterationEnd":
+            lam = np.sort(np.concatenate([lam for _, lam, _ in stepped]))
+            assert (event.lam_min, event.lam_max) == (lam[0], lam[-1])
+            assert event.grad_max == max(g for *_, g in stepped)
+            for name, share in (("lam_q1", 0.25), ("lam_median", 0.5), ("lam_q3", 0.75)):
+                assert getattr(event, name) == lam[round(share * (len(lam) - 1))]
+            heard += stepped
+        stepped.clear()
+    assert len(heard) > 20
+    assert {bool(live.all()) for live, *_ in heard} == {True, False}
 
 
 def test_history_is_the_events() -> None:

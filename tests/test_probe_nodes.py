@@ -87,3 +87,31 @@ def test_two_parts_of_the_bound_scale_as_derived() -> None:
     np.testing.assert_allclose((two / one)[0][some], 16.0, rtol=1e-3)
     np.testing.assert_allclose((two / one)[1][some], 8.0, rtol=1e-3)
     assert (layout.rule_errors(zero, zero) == 0).all()
+
+
+@pytest.mark.parametrize("block_elements", [1, 700, 10**6])
+@pytest.mark.parametrize("share", [1.0, 0.4, 0.02])
+def test_sums_and_losses_of_any_pairs_in_any_blocks(block_elements: int, share: float) -> None:
+    """Latents side by side and apart, as many pairs of each or not, rows split among blocks or not."""
+    rng = np.random.default_rng(0)
+    counts, n_classes = rng.integers(1, 90, 40), 7
+    counts[3], counts[11] = 0, 400
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    x, m = rng.normal(0.0, 2.0, offsets[-1]), rng.uniform(0.5, 9.0, offsets[-1])
+    q = rng.uniform(0.5, 2.0, 40)
+    nodes = Nodes(offsets, x, m, q, device=torch.device("cpu"), dtype=torch.float64)
+    pairs = np.flatnonzero(rng.random(40 * n_classes) < share)
+    b, w = rng.normal(0.0, 3.0, (2, len(pairs)))
+    want, loss = np.zeros((5, len(pairs))), np.zeros(len(pairs))
+    for k, pair in enumerate(pairs):
+        at = slice(offsets[pair // n_classes], offsets[pair // n_classes + 1])
+        u = x[at] / q[pair // n_classes]
+        z = b[k] + w[k] * u
+        s = 1.0 / (1.0 + np.exp(-z))
+        ds = s * (1.0 - s)
+        want[:, k] = [(m[at] * t).sum() for t in (s, u * s, ds, u * ds, u * u * ds)]
+        loss[k] = (m[at] * np.logaddexp(0.0, z)).sum()
+    layout = nodes.layout(torch.from_numpy(pairs), n_classes, block_elements)
+    theta = torch.from_numpy(b), torch.from_numpy(w)
+    np.testing.assert_allclose(layout.sums(*theta), want, rtol=1e-12, atol=1e-10)
+    np.testing.assert_allclose(layout.losses(*theta), loss, rtol=1e-12, atol=1e-10)

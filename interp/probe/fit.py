@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -25,7 +26,9 @@ __all__ = ["Fit", "Fitted"]
 #: Scaled gradient to which a float32 stage is trusted.
 _FLOAT32_TOL = 1e-4
 #: Share of the fit's time that the loss of `IterationEnd` may cost, and pairs that it is taken of.
-_LOSS_SHARE, _LOSS_PAIRS = 0.01, 1 << 13
+_LOSS_SHARE, _LOSS_PAIRS = 0.005, 1 << 9
+#: Seconds between two looks at the memory: a file to open, which costs a tenth of a millisecond amid a fit.
+_BYTES_EVERY = 0.25
 #: Iterations between looks at whether the rule can bring the pairs still active any further.
 _HAND_OVER_EVERY = 10
 
@@ -150,6 +153,7 @@ class Fit:
         self._listening = False
         self._loss_spent = 0.0
         self._loss_last: float | None = None
+        self._bytes, self._bytes_seen = 0, -math.inf
 
     # ------------------------------------------------------------------------------ the course
 
@@ -240,7 +244,7 @@ class Fit:
                     n_inert = slab.n_inert
                     stopped = yield from self._say(SlabBegin, **where, n_pairs=slab.n_pairs, n_inert=n_inert)
                 while not slab.done and not stopped:
-                    did = slab.iterate()
+                    did = slab.iterate(self._listening)
                     if slab.iteration % _HAND_OVER_EVERY == 0:
                         slab.over_parts(Part.hand_over)
                         did = did._replace(n_active=slab.n_active)
@@ -273,6 +277,8 @@ class Fit:
         if self._listening:
             band, grad_max = slab.active_extremes()
             loss = self._loss(slab)
+            if time.perf_counter() - self._bytes_seen > _BYTES_EVERY:
+                self._bytes, self._bytes_seen = rss_bytes(), time.perf_counter()
         return IterationEnd(
             **where,
             iteration=slab.iteration,
@@ -291,7 +297,7 @@ class Fit:
             loss_max=loss[1],
             grad_max=grad_max,
             seconds=did.seconds,
-            bytes_resident=rss_bytes() if self._listening else 0,
+            bytes_resident=self._bytes,
         )
 
     def _loss(self, slab: Slab) -> tuple[float, float]:

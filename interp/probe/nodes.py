@@ -364,6 +364,6 @@ def _add_softplus(
             torch.index_select(ms[i], 0, ats[i], out=m)
         z, zz = products[:n].view(r, c, k), products[n : 2 * n].view(r, c, k)
         torch.bmm(theta[begin:end].view(r, c, 2), x1, out=z)
-        torch._C._nn.softplus(z, 1.0, 60.0, out=zz)
+        torch._C._nn.softplus(z, 1.0, 60.0, out=zz)  # type: ignore[call-arg]
         torch.bmm(zz, m[:, :1].transpose(1, 2), out=total[begin:end].view(r, c, 1))
         begin = end

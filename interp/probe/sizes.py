@@ -87,7 +87,7 @@ def auto_sizes(
 
     A slab is as wide as an iteration of 0.4 s allows (a stop takes effect between
     iterations), but the classes make at least eight slabs. A block has as many latents as make the
-    working set that was measured to be the fastest.
+    working set that was measured to be the fastest, or all of them where there are fewer.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def auto_sizes(
     slab = min(int(slab), n_classes)
     block = latent_block_size
     if block == "auto":
-        block = max(1, round(elements * n_latents / (max(1, n_nodes) * slab)))
+        block = max(1, min(n_latents, round(elements * n_latents / (max(1, n_nodes) * slab))))
     return slab, int(block)
 
 

@@ -19,6 +19,9 @@ __all__ = ["Iteration", "Part", "Problem", "Rules", "Slab"]
 
 T = TypeVar("T")
 
+#: Pairs that the quartiles of lambda are taken of.
+_LAMBDAS = 512
+
 
 class Rules(NamedTuple):
     """The parameters of the iteration; see `interp.Sparse1DProbe`."""
@@ -102,6 +105,8 @@ class Part:
     n_iter, n_fail, status : Tensor of int32, int32 and int8, shape [n_pairs]
     inert : Tensor of bool, shape [n_pairs]
         Pairs that had converged before the first step.
+    n_active : int
+        Pairs that still iterate.
     """
 
     def __init__(
@@ -161,30 +166,28 @@ class Part:
         return self.shape[0] * self.shape[1]
 
     @property
-    def n_active(self) -> int:
-        """Pairs that still iterate."""
-        return int(self._active.live.sum())
-
-    @property
     def done(self) -> bool:
         """Whether no pair iterates any more, or none may."""
         return self.iteration >= self.rules.max_iter or self.n_active == 0
 
-    def iterate(self) -> Iteration:
-        """One LM iteration of every active pair."""
+    def iterate(self, look: int = 0) -> Iteration:
+        """One LM iteration of every active pair.
+
+        `told` is then what `step.judged` tells of them, with the lambda of one pair in `look`.
+        """
         began = time.perf_counter()
         rules, a = self.rules, self._active
         n = float(self.problem.n)
         move = step.proposed(a, n, rules.ridge, rules.delta_logit, rules.max_retries)
         sums = self._sums(a.b + move.db, a.w + move.dw)
-        self._active, counts, lam, g = step.judged(a, move, sums, n, *rules[1:])
-        self._recent = lam, g, a.live
+        all_live = self.n_active == len(a.at)
+        self._active, counts, self.told = step.judged(a, move, sums, n, *rules[1:], all_live, look)
         self.iteration += 1
-        n_active, n_fail, n_rejected, n_clipped = counts.tolist()
+        self.n_active, n_fail, n_rejected, n_clipped = counts.tolist()
         # A compaction costs about as much as a tenth of an evaluation of all pairs.
-        if n_active < 0.8 * len(a.at):
+        if self.n_active < 0.8 * len(a.at):
             self._compact()
-        return Iteration(n_active, n_fail, n_rejected, n_clipped, time.perf_counter() - began)
+        return Iteration(self.n_active, n_fail, n_rejected, n_clipped, time.perf_counter() - began)
 
     def _begin(self, at: Tensor) -> None:
         """Make the pairs `at` the active ones."""
@@ -215,7 +218,8 @@ class Part:
     def _compact(self) -> None:
         """Keep only the pairs that are still live; they are laid out afresh when next evaluated."""
         self.gather()
-        if not bool(self._active.live.all()):
+        self.n_active = int(self._active.live.sum())
+        if self.n_active < len(self._active.at):
             self._active = step.still_live(self._active)
             self._layout = None
 
@@ -242,21 +246,27 @@ class Part:
         self._active = a._replace(n_iter=self.n_iter[a.at], n_fail=self.n_fail[a.at])
 
     _layout: Layout | None
-    _recent: tuple[Tensor, Tensor, Tensor]
+    n_active: int
+    told: Tensor
 
     # ---------------------------------------------------------------------------- looking at it
 
-    def recent(self) -> tuple[Tensor, Tensor]:
-        """Lambda, and the larger component of the scaled gradient, of the pairs just iterated; float [n]."""
-        lam, g, live = self._recent
-        if not bool(live.all()):
-            lam, g = lam[live], g[:, live]
-        return lam, g.abs().amax(dim=0)
-
     def losses(self, at: Tensor) -> Tensor:
         """Loss without the ridge of the pairs `at` (int64 [n], rising), by the node set; float [n]."""
+        return self._losses(at, self.nodes.layout(at, self.shape[1], self.block_elements))
+
+    def losses_now(self, every: int) -> Tensor:
+        """`losses` at this moment, of all classes of every so many-th row."""
+        a, (n_rows, n_classes) = self._active, self.shape
+        rows = torch.arange(0, n_rows, every, device=a.at.device)
+        at = (rows[:, None] * n_classes + torch.arange(n_classes, device=rows.device)).view(-1)
+        for new, whole in ((a.b, self.b), (a.w, self.w)):
+            whole.index_copy_(0, a.at, new)  # all of `gather` that is wanted here
+        return self._losses(at, self.nodes.sampled(every, n_classes, self.block_elements))
+
+    def _losses(self, at: Tensor, layout: Layout) -> Tensor:
         b, w = self.b[at], self.w[at]
-        over_events = self.nodes.layout(at, self.shape[1], self.block_elements).losses(b, w)
+        over_events = layout.losses(b, w)
         zeros = self.problem.n_zero[self.row[at]] * torch.nn.functional.softplus(b, threshold=60.0)
         return (over_events + zeros - b * self._count[at] - w * self.label_sum[at]) / self.problem.n
 
@@ -381,11 +391,12 @@ class Slab:
         """Whether every part is done."""
         return all(part.done for part in self.parts)
 
-    def iterate(self) -> Iteration:
-        """One LM iteration of every active pair."""
+    def iterate(self, listening: bool = False) -> Iteration:
+        """One LM iteration of every active pair; `active_extremes` knows of it if somebody is `listening`."""
         began = time.perf_counter()
         self._moving = [part for part in self.parts if not part.done]
-        did = self.over_parts(Part.iterate, self._moving)
+        look = -(-sum(part.n_active for part in self._moving) // _LAMBDAS) if listening else 0
+        did = self.over_parts(lambda part: part.iterate(look), self._moving)
         counts = {name: sum(getattr(i, name) for i in did) for name in Iteration._fields[:-1]}
         return Iteration(**counts, seconds=time.perf_counter() - began)
 
@@ -396,22 +407,13 @@ class Slab:
 
         Quartiles come from about 512 of the pairs, evenly spaced.
         """
-        recent = [part.recent() for part in self._moving]
-        lam, g = (torch.cat([r[k] for r in recent]) for k in (0, 1))
-        if not len(lam):
-            return (float("nan"),) * 5, float("nan")
-        sample = np.sort(lam[:: -(-len(lam) // 512)].cpu().numpy())
+        told = [part.told.cpu().numpy() for part in self._moving]
+        low, high, top = zip(*(t[:3].tolist() for t in told), strict=True)
+        sample = np.sort(np.concatenate([t[3:] for t in told]))
         q1, median, q3 = (float(sample[round(share * (len(sample) - 1))]) for share in (0.25, 0.5, 0.75))
-        return (float(lam.min()), q1, median, q3, float(lam.max())), float(g.max())
+        return (min(low), q1, median, q3, max(high)), max(top)
 
     def losses(self, at_most: int) -> Tensor:
         """Losses without the ridge, by nodes, of about `at_most` pairs, latents evenly spaced: float [n]."""
-        step = -(-self.n_pairs // at_most)
-
-        def some(part: Part) -> Tensor:
-            n_rows, n_classes = part.shape
-            rows = torch.arange(0, n_rows, step, device=part.b.device)
-            every_class = torch.arange(n_classes, device=rows.device)
-            return part.gather().losses((rows[:, None] * n_classes + every_class).view(-1))
-
-        return torch.cat(self.over_parts(some))
+        every = -(-self.n_pairs // at_most)
+        return torch.cat(self.over_parts(lambda part: part.losses_now(every)))

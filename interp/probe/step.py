@@ -87,8 +87,15 @@ def has_converged(g: Tensor, h: Tensor, tol: float) -> Tensor:
     A small gradient alone says little where the curvature is small: for a class of prevalence 1e-6,
     |g| = 1e-6 can still mean an excess loss of 5e-7, a twentieth of the loss itself.
     """
-    small = torch.maximum(g[0].abs(), g[1].abs()) <= tol
-    return small & (lm.decrement(g, h) <= 1e-4 * tol)
+    return _has_converged(_size(g), g, h, tol)
+
+
+def _has_converged(size: Tensor, g: Tensor, h: Tensor, tol: float) -> Tensor:
+    return (size <= tol) & (lm.decrement(g, h) <= 1e-4 * tol)
+
+
+def _size(g: Tensor) -> Tensor:
+    return torch.maximum(g[0].abs(), g[1].abs())
 
 
 def proposed(a: Active, n: float, ridge: float, delta_logit: float, max_retries: int) -> lm.Step:
@@ -120,7 +127,9 @@ def judged(
     lam_grow: float,
     delta_logit: float,
     max_retries: int,
-) -> tuple[Active, Tensor, Tensor, Tensor]:
+    all_live: bool,
+    look: int,
+) -> tuple[Active, Tensor, Tensor]:
     """Where the pairs are after `step`, at whose end the sums are `sums`.
 
     Parameters
@@ -134,17 +143,22 @@ def judged(
     tol, ridge, lam_init, lam_shrink, lam_grow, delta_logit : float
     max_retries : int
         See `interp.Sparse1DProbe`.
+    all_live : bool
+        Whether all of `a` are live (at least one is).
+    look : int
+        Of how many pairs one lambda is told; 0 for nobody who listens.
 
     Returns
     -------
     active : Active
     counts : Tensor of int64, shape [4]
         Pairs still live, failed, rejected and clipped.
-    lam, g : Tensor of float, shape [n_active] and [2, n_active]
-        Damping and gradient after the step.
+    told : Tensor of float
+        Of the pairs that took the step: smallest and largest lambda, largest component of a scaled gradient,
+        then lambda of one in `look`. Empty where `look` is 0.
     """
-    live, b, w, g, h, lam, retries, n_iter, n_fail, status, counts, tried = _judged(
-        a, step, sums, n, tol, ridge, lam_init, lam_shrink, lam_grow, delta_logit, max_retries
+    live, b, w, g, h, lam, retries, n_iter, n_fail, status, counts, told = _judged(
+        a, step, sums, n, tol, ridge, lam_init, lam_shrink, lam_grow, delta_logit, max_retries, all_live, look
     )
     active = a._replace(
         live=live,
@@ -158,7 +172,7 @@ def judged(
         n_fail=n_fail,
         status=status,
     )
-    return active, counts, tried, g
+    return active, counts, told
 
 
 @without_gil
@@ -174,6 +188,8 @@ def _judged(
     lam_grow: float,
     delta_logit: float,
     max_retries: int,
+    all_live: bool,
+    look: int,
     code_converged: int = CONVERGED,
     code_failed: int = LM_FAILED,
 ) -> list[Tensor]:
@@ -191,7 +207,9 @@ def _judged(
     retries = torch.where(accepted, torch.zeros_like(a.retries), a.retries + rejected.int())
     failed = rejected & (retries == max_retries + 1)
     given_up = rejected & falling_back
-    converged = a.live & has_converged(g, h, tol)
+    size = _size(g)
+    told = _told(lam, size, a.live, all_live, look)
+    converged = a.live & _has_converged(size, g, h, tol)
     status = torch.where(given_up, torch.full_like(a.status, code_failed), a.status)
     status = torch.where(converged, torch.full_like(a.status, code_converged), status)
     live = a.live & ~converged & ~given_up
@@ -208,8 +226,22 @@ def _judged(
         a.n_fail + failed.int(),
         status,
         counts,
-        lam,
+        told,
     ]
+
+
+def _told(lam: Tensor, size: Tensor, live: Tensor, all_live: bool, look: int) -> Tensor:
+    if look == 0:
+        return lam[:0]
+    sample = lam[::look]
+    if not all_live:
+        sample = sample.masked_select(live[::look])
+        # Pairs that had ended take values that change no extreme: they are few, a selection copies the many.
+        ended = torch.nonzero(~live).squeeze(1)
+        lam = lam.index_fill(0, ended, lam[live.int().argmax()])
+        size = size.index_fill(0, ended, 0.0)
+    low, high = torch.aminmax(lam)
+    return torch.cat((torch.stack((low, high, size.max())), sample))
 
 
 def still_live(a: Active) -> Active:
