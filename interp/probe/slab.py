@@ -256,7 +256,7 @@ class Part:
         return self._losses(at, self.nodes.layout(at, self.shape[1], self.block_elements))
 
     def losses_now(self, every: int) -> Tensor:
-        """`losses` at this moment, of all classes of every so many-th row."""
+        """`losses` at this moment, of all classes of every so many-th row; float [n]."""
         a, (n_rows, n_classes) = self._active, self.shape
         rows = torch.arange(0, n_rows, every, device=a.at.device)
         at = (rows[:, None] * n_classes + torch.arange(n_classes, device=rows.device)).view(-1)

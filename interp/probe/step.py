@@ -153,7 +153,7 @@ def judged(
     active : Active
     counts : Tensor of int64, shape [4]
         Pairs still live, failed, rejected and clipped.
-    told : Tensor of float
+    told : Tensor of float, shape [n]
         Of the pairs that took the step: smallest and largest lambda, largest component of a scaled gradient,
         then lambda of one in `look`. Empty where `look` is 0.
     """
