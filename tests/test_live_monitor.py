@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -471,3 +472,45 @@ def test_a_script_that_starts_a_run_needs_no_widgets():
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "slab" not in done.stderr  # not a terminal: no bar
+
+
+def test_a_monitor_has_one_thread(monkeypatch):
+    """A run may tell its first events while the monitor is still being made."""
+    started = []
+    start = FitMonitor._start
+    monkeypatch.setattr(FitMonitor, "_start", lambda self: started.append(start(self)))
+    for _ in range(3):
+        r = run.start(play, fit_events(1), 0.0)
+        monitor = FitMonitor(r)
+        r.wait(10)
+        until(lambda m=monitor: m._thread is None)
+    assert len(started) == 3
+
+
+AT_THE_END = """
+import time
+from pathlib import Path
+from live_fakes import fit_events
+from interp.live.monitor import FitMonitor
+
+begun = []
+
+def draw(self):
+    begun.append(True)
+    time.sleep(0.5)
+    Path({path!r}).write_text("drawn")
+
+FitMonitor._draw_still = draw
+monitor = FitMonitor()
+for event in fit_events(1):
+    monitor(event)
+while not begun:
+    time.sleep(0.01)
+"""
+
+
+def test_a_process_that_ends_lets_a_picture_be_drawn(tmp_path):
+    """A thread that is cut off inside matplotlib aborts the process."""
+    script = AT_THE_END.format(path=str(tmp_path / "drawn"))
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, check=True, timeout=120)
+    assert (tmp_path / "drawn").read_text() == "drawn"

@@ -106,7 +106,6 @@ class Monitor(LiveWidget):
         self._wake = threading.Event()
         self._closed = False
         self._stop_asked = False
-        self._thread: threading.Thread | None = None
         self._dark = False
         self._heard = False  # an event since the last frame
         self._table_of: Any = None  # what the table was last made of
@@ -127,8 +126,8 @@ class Monitor(LiveWidget):
             digest = self._digest_of("")
             digest.add(event)
             self._heard = True
-        if self._thread is None and digest.state == "running":
-            self._start()
+        if self.run is None and self._thread is None and digest.state == "running":
+            self._start()  # (of a run it is started with the monitor, once)
         return self._stop_asked and self.run is None
 
     def on_run_end(self, run: Run) -> None:
@@ -305,6 +304,10 @@ class Monitor(LiveWidget):
             self.run.step(until=self.leap, wait=False)
         self.refresh()
 
+    def _end_thread(self) -> None:
+        self._closed = True
+        self._wake.set()
+
     def stop(self) -> None:
         """Ask the job for a stop before its next iteration."""
         self._stop_asked = True
@@ -315,8 +318,7 @@ class Monitor(LiveWidget):
         """Stop following and remove the view; a picture of the moment stays. A run goes on."""
         if self._closed:
             return
-        self._closed = True
-        self._wake.set()
+        self._end_thread()
         # At the interpreter's end ipywidgets closes what is left: too late for a picture.
         if self._digests and not self._ended() and not sys.is_finalizing():
             self._draw_still()

@@ -165,7 +165,6 @@ class SlabTuner(LiveWidget):
             "latent_block_size": _axis(latent_block_sizes, self._bench.n_latents, "latent_block_sizes"),
             ROWS: _axis(row_batch_sizes, self._bench.n_rows, "row_batch_sizes", start=4096),
         }
-        self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._dark = False
         super().__init__(axes=axes)
@@ -199,6 +198,9 @@ class SlabTuner(LiveWidget):
     def stop(self) -> None:
         """End the measurement after the setting under way; what is measured stays."""
         self._stop.set()
+
+    def _end_thread(self) -> None:
+        self.stop()
 
     def _begin(self) -> None:
         if self.busy:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import threading
 import uuid
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,20 @@ import traitlets
 __all__ = ["LiveWidget", "front_end"]
 
 _HERE = Path(__file__).parent
+
+#: Seconds that a process waits at its end for what a widget is doing.
+_PATIENCE = 10.0
+_widgets: weakref.WeakSet[LiveWidget] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Let the threads of widgets end first: one that is cut off inside matplotlib would abort the process."""
+    threads = [w._thread for w in _widgets]
+    for widget in _widgets:
+        widget._end_thread()
+    for thread in filter(None, threads):
+        thread.join(_PATIENCE)
 
 
 def front_end(name: str) -> str:
@@ -32,6 +49,8 @@ class LiveWidget(anywidget.AnyWidget):
 
     uid = traitlets.Unicode().tag(sync=True)
 
+    _thread: threading.Thread | None = None
+
     def __init__(self, **traits: Any) -> None:
         super().__init__(uid=uuid.uuid4().hex, **traits)
         # ipykernel 7.4 hands what the browser says to the subshell that the widget last spoke from. After a
@@ -39,6 +58,11 @@ class LiveWidget(anywidget.AnyWidget):
         if self.comm is not None:
             self.comm._reply_subshell_for = None
         self.on_msg(self._on_message)
+        _widgets.add(self)
+
+    def _end_thread(self) -> None:
+        """Ask the thread of the widget to end soon."""
+        raise NotImplementedError
 
     def _on_message(self, _: Any, content: dict[str, Any], __: Any) -> None:
         """Do what the browser asks for."""
