@@ -50,6 +50,23 @@ def test_the_fit_figure_shows_the_digest_and_the_events_alike():
     np.testing.assert_array_equal(a.axes[0].get_lines()[0].get_ydata(), active)
 
 
+def test_the_capture_figure_names_what_is_short_and_what_is_shared():
+    _, _, stages, shown, _ = plots.capture_figure(list(capture_events())).axes
+    assert {t.get_text().strip() for t in stages.texts} >= {"900 ms", "4 ms", "200 µs", "30 µs"}
+    assert shown.get_title(loc="left") == "Projections: uncertainty_calibration · uncertainty/5"
+    assert [t.get_text() for t in shown.get_yticklabels()] == [f"resid_post.{i}" for i in range(5)]
+    several = [ev.BatchEnd(**{**e.__dict__, "projections": {"a@s": (1.0,), "b@s": (2.0,)}, "tokens": ("t",)})
+               for e in capture_events() if isinstance(e, ev.BatchEnd)]  # fmt: skip
+    shown = plots.capture_figure(several).axes[3]
+    assert [t.get_text() for t in shown.get_yticklabels()] == ["a@s", "b@s"]
+
+
+def test_the_lens_figure_says_where_grades_begin_and_counts_samples_in_round_numbers():
+    _, curves, scores = plots.lens_figure(list(lens_events())).axes
+    assert [(t.get_text(), t.xy[1]) for t in scores.texts] == [("A", 0.5), ("B", 0.2)]
+    assert [t.get_text() for t in curves.get_xticklabels()] == ["20", "50", "100", "200", "500", "1,000"]
+
+
 def test_projections_need_matching_shapes():
     with pytest.raises(ValueError, match=r"\(3, 4\), expected .* = \(2, 5\)"):
         plots.projection_figure(list("abcde"), np.zeros((3, 4)), ["r", "s"])
@@ -68,6 +85,18 @@ def test_the_tuning_figure_takes_gaps():
     ]
     auto = {"class_slab_size": 4, "latent_block_size": 8}
     assert plots.png(plots.tuning_figure(cells, auto)).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_numbers_of_the_tuning_figure_read_on_their_cells(dark):
+    """A contrast of 4.5 on the lightest, the darkest, and every blue between."""
+    cells = [{"class_slab_size": 1, "latent_block_size": k, "ns_per_eval": 1.1**k} for k in range(1, 30)]
+    (ax,) = plots.tuning_figure(cells, dark=dark).axes
+    (image,) = ax.get_images()
+    for text, cell in zip(ax.texts, cells, strict=True):
+        paper = plots._luminance(image.to_rgba(cell["ns_per_eval"]))
+        ink = {"white": 1.0, "black": 0.0}[text.get_color()]
+        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5
 
 
 def test_pyplot_is_never_imported():

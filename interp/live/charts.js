@@ -436,6 +436,12 @@ function diverging(v, theme) {
   return `rgba(${end},${Math.min(Math.abs(v), 1).toFixed(3)})`;
 }
 
+/** Where the colours end, the 95th percentile: a first token often outshines all others together. */
+function heatEnd(values) {
+  const sizes = values.flatMap((r) => [...r].map(Math.abs).filter(Number.isFinite)).sort((a, b) => a - b);
+  return sizes[Math.floor(0.95 * (sizes.length - 1))] || sizes[sizes.length - 1] || 1;
+}
+
 function paintHeat(c, tip, at, theme, spec, box, width) {
   const { rows, columns, values } = spec.heat;
   if (!rows.length || !columns.length) {
@@ -449,9 +455,7 @@ function paintHeat(c, tip, at, theme, spec, box, width) {
   const inner = { x: left, y: 2, w: width - left - 6, h: box.y + box.h + PAD.bottom - 46 };
   const w = inner.w / columns.length;
   const h = inner.h / rows.length;
-  // The colours end at the 95th percentile: a first token often outshines all others together.
-  const sizes = values.flatMap((r) => [...r].map(Math.abs).filter(Number.isFinite)).sort((a, b) => a - b);
-  const most = sizes[Math.floor(0.95 * (sizes.length - 1))] || sizes[sizes.length - 1] || 1;
+  const most = heatEnd(values);
   c.textBaseline = "middle";
   rows.forEach((name, i) => {
     c.fillStyle = theme.soft;

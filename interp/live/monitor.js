@@ -191,11 +191,12 @@ const CAPTURE = {
     const names = Object.keys(s.projections);
     const shared = names.length ? names[0].slice(0, names[0].lastIndexOf("@") + 1) : "";
     const one = shared && names.every((n) => n.startsWith(shared));
+    const end = short(+heatEnd(Object.values(s.projections)).toPrecision(2));
     panels[3].draw(t, {
       heat: { rows: one ? names.map((n) => n.slice(shared.length)) : names, columns: h.tokens, values: Object.values(s.projections) },
       empty: "no vectors to project on",
       says: `Projections of ${h.tokens.length} tokens of ${h.prompt_id || "a prompt"}, ${names.length} rows`,
-      legend: h.prompt_id ? [[one ? `${shared.slice(0, -1)} · ${h.prompt_id}` : h.prompt_id, t.soft, "none"], ["negative", diverging(-0.9, t), "box"], ["positive", diverging(0.9, t), "box"]] : [],
+      legend: h.prompt_id ? [[one ? `${shared.slice(0, -1)} · ${h.prompt_id}` : h.prompt_id, t.soft, "none"], [`≤ −${end}`, diverging(-1, t), "box"], [`≥ ${end}`, diverging(1, t), "box"]] : [],
     });
   },
 };

@@ -21,6 +21,7 @@ import numpy as np
 
 from interp.events import Event
 from interp.live.digest import GRADES, CaptureDigest, FitDigest, LensDigest
+from interp.live.digest.base import span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -160,7 +161,11 @@ def lens_figure(source: LensDigest | Iterable[Event], *, dark: bool = False) -> 
     curves.set_ylim(top=1.02)
     if digest.curves:
         curves.set_xscale("log")
-        curves.tick_params(axis="x", which="minor", labelbottom=False)
+        low, high = curves.get_xlim()
+        round_numbers = [m * 10**k for k in range(8) for m in (1, 2, 5)]
+        shown = [n for n in round_numbers if low <= n <= high]
+        curves.set_xticks(shown, [f"{n:,}" for n in shown])
+        curves.minorticks_off()
 
     _label(scores, "Scores", "lenses by score", "2·AUROC − 1, 95 % interval", theme)
     rows = [r for r in digest.rows.values() if r["score"] is not None]
@@ -172,8 +177,12 @@ def lens_figure(source: LensDigest | Iterable[Event], *, dark: bool = False) -> 
         high = [r["score"] if r["high"] is None else r["high"] for r in mine]
         scores.vlines(at, low, high, color=colour, lw=1.4, alpha=0.5)
         scores.plot(at, [r["score"] for r in mine], ".", color=colour, ms=3.5, label=grade)
-    for bound in (0.5, 0.2):
+    for bound, grade in ((0.5, "A"), (0.2, "B")):
         scores.axhline(bound, color=theme.ink, lw=0.7, ls=":")
+        where = ("axes fraction", "data")
+        scores.annotate(
+            grade, (0.99, bound), xycoords=where, ha="right", va="bottom", fontsize=8, color=theme.ink
+        )
     if rows:
         _legend(scores, theme)
     return fig
@@ -204,7 +213,7 @@ def capture_figure(source: CaptureDigest | Iterable[Event], *, dark: bool = Fals
     if len(x):
         memory.plot(x, b["bytes"] / 2**30, color=COLOURS["purple"], lw=1.6, label="in use")
         if total:
-            memory.axhline(total / 2**30, color=theme.ink, lw=0.8, ls=":", label="there is")
+            memory.axhline(total / 2**30, color=theme.ink, lw=0.8, ls=":", label="all there is")
         memory.set_ylim(bottom=0)
         _legend(memory, theme)
 
@@ -212,12 +221,18 @@ def capture_figure(source: CaptureDigest | Iterable[Event], *, dark: bool = Fals
     if digest.stages:
         names = list(digest.stages)[::-1]
         drawn = stages.barh(names, [digest.stages[n] for n in names], color=COLOURS["green"], height=0.7)
-        stages.bar_label(drawn, fmt=" %.2f", color=theme.ink, fontsize=8)
+        labels = [f" {span(digest.stages[n])}" for n in names]
+        stages.bar_label(drawn, labels, color=theme.ink, fontsize=8)
         stages.margins(x=0.15)
 
     if digest.projections:
-        _heat(shown, digest.tokens, np.array(list(digest.projections.values()), float),
-              list(digest.projections), f"Projections: {digest.prompt_id}", theme)  # fmt: skip
+        # Rows are named vector@site; a vector that all of them share is named once.
+        vectors, sites = zip(*(name.rpartition("@")[::2] for name in digest.projections), strict=True)
+        one = len(set(vectors)) == 1 and vectors[0] != ""
+        rows = sites if one else tuple(digest.projections)
+        title = f"{vectors[0]} · {digest.prompt_id}" if one else digest.prompt_id
+        values = np.array(list(digest.projections.values()), float)
+        _heat(shown, digest.tokens, values, rows, f"Projections: {title}", theme)
     else:
         _label(shown, "Projections", "token", "", theme)
     return fig
@@ -293,11 +308,12 @@ def tuning_figure(
         grid[slabs.index(c["class_slab_size"]), blocks.index(c["latent_block_size"])] = c["ns_per_eval"]
     fig, axes = _figure(theme, (3.0 + 0.7 * len(blocks), 1.6 + 0.42 * len(slabs)), 1, 1)
     ax = axes.flat[0]
-    _label(ax, "ns per evaluation", "latent_block_size", "class_slab_size", theme)
+    title = 'ns per evaluation (★ fastest, a: what "auto" takes)'
+    _label(ax, title, "latent_block_size", "class_slab_size", theme)
     ax.grid(False)
     low, high = float(np.nanmin(grid)), float(np.nanmax(grid))
     norm = LogNorm(low, max(high, low * 1.001))
-    ax.imshow(grid, aspect="auto", cmap="Blues_r" if not dark else "Blues", norm=norm)
+    image = ax.imshow(grid, aspect="auto", cmap="Blues_r" if not dark else "Blues", norm=norm)
     ax.set_xticks(range(len(blocks)), [f"{b:,}" for b in blocks])
     ax.set_yticks(range(len(slabs)), [f"{s:,}" for s in slabs])
     for (i, j), ns in np.ndenumerate(grid):
@@ -306,10 +322,8 @@ def tuning_figure(
         mark = " ★" if ns == low else ""
         if auto and (slabs[i], blocks[j]) == (auto["class_slab_size"], auto["latent_block_size"]):
             mark += " a"
-        deep = norm(ns) < 0.5 if not dark else norm(ns) > 0.5
-        ax.text(
-            j, i, f"{ns:.2g}{mark}", ha="center", va="center", fontsize=8, color="white" if deep else "black"
-        )
+        colour = "white" if _luminance(image.to_rgba(ns)) < 0.18 else "black"  # where both read equally well
+        ax.text(j, i, f"{ns:.2g}{mark}", ha="center", va="center", fontsize=8, color=colour)
     return fig
 
 
@@ -318,6 +332,12 @@ def png(fig: Figure, *, dpi: int = 110) -> bytes:
     out = io.BytesIO()
     fig.savefig(out, format="png", dpi=dpi)
     return out.getvalue()
+
+
+def _luminance(colour: Sequence[float]) -> float:
+    """Relative luminance of an sRGB colour, as WCAG has it."""
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in colour[:3]]
+    return float(np.dot((0.2126, 0.7152, 0.0722), linear))
 
 
 def _stride(x: np.ndarray) -> float:

@@ -67,7 +67,8 @@ function render({ model, el }) {
     if (measured !== undefined) {
       const k = range[1] > range[0] ? 1 - Math.log(measured / range[0]) / Math.log(range[1] / range[0]) : 1;
       node.style.background = `color-mix(in srgb, ${theme.blue} ${Math.round(8 + 88 * k)}%, ${theme.paper})`;
-      node.style.color = k > 0.5 ? (theme.dark ? "#0b1620" : "#fff") : theme.ink;
+      // Each ink up to the blue on which the other reads better.
+      node.style.color = k > (theme.dark ? 0.6 : 0.8) ? (theme.dark ? "#0b1620" : "#fff") : theme.dark ? theme.ink : "#10141a";
     }
     node.addEventListener("click", () => choose(setting));
     return node;

@@ -182,3 +182,10 @@ def number(x: float | None) -> float:
 def finite(x: float | None) -> float | None:
     """A float for JSON; None for NaN and infinities."""
     return float(x) if x is not None and math.isfinite(x) else None
+
+
+def span(seconds: float) -> str:
+    """A duration, however short: ``"2.5 s"``, ``"13.4 ms"``, ``"200 µs"``."""
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.0f} µs"

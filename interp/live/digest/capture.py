@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from interp import events as ev
-from interp.live.digest.base import Digest, finite
+from interp.live.digest.base import Digest, finite, span
 from interp.live.digest.series import Series
 
 
@@ -125,7 +125,7 @@ class CaptureDigest(Digest):
             ["tokens/s", f"{n['real_per_s']:,.0f} real, {n['padded_per_s']:,.0f} with padding"],
             ["memory", f"{_size(end.bytes_peak if end else n['bytes'])} of {_size(n['bytes_total'])}"],
         ]
-        rows.extend([k, f"{v:.2f} s"] for k, v in self.stages.items())
+        rows.extend([k, span(v)] for k, v in self.stages.items())
         rows.append(["seconds", f"{self.elapsed(self.latest):.2f}"])
         return rows
 
