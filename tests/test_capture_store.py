@@ -345,6 +345,9 @@ def test_json_for_viewers(tmp_path: Path) -> None:
         acts.to_json(tmp_path / "view.json")
     part = json.loads(acts.to_json(tmp_path / "part.json", prompts=["p3"]).read_text())
     assert [p["id"] for p in part["prompts"]] == ["p3"]
+    zeros = capture(zoo("llama"), sequences(0, (3,)), sites="embed", vectors={"z": torch.zeros(32)})
+    (zero,) = json.loads(zeros.to_json(tmp_path / "zero.json").read_text())["prompts"]
+    assert zero["projections"] == {"z": {"embed": [0, 0, 0]}}
     with pytest.raises(ValueError, match="nothing to export"):
         capture(zoo("llama"), sequences()).to_json(tmp_path / "no.json")
 
