@@ -327,6 +327,11 @@ def test_capture_speed_counts_padding_apart():
     assert head["real_per_s"] == pytest.approx(sum(e.tokens_real for e in batches) / seconds)
     assert head["padded_per_s"] == pytest.approx(sum(e.tokens_padded for e in batches) / seconds)
     assert head["prompt_id"] == batches[-1].prompt_id
+    assert head["stages"] == events[-1].stage_seconds  # what the job says at its end: loading belongs to it
+    summed = dict.fromkeys(batches[0].stage_seconds, 0.0)
+    for b in batches[:3]:
+        summed = {name: v + b.stage_seconds[name] for name, v in summed.items()}
+    assert CaptureDigest.of(events[:4]).frame()[0]["stages"] == pytest.approx(summed)
     assert head["series"]["projections"][:2] == [
         tuple(f"uncertainty_calibration@resid_post.{i}" for i in range(5)),
         20,

@@ -56,7 +56,9 @@ def test_the_buttons_measure_in_the_background_and_stop():
     assert tuner.busy
     tuner._on_message(tuner, {"do": "measure"}, [])
     assert "measuring already" in tuner.message
+    deadline = time.monotonic() + 30.0
     while len(tuner.cells) < 3:
+        assert time.monotonic() < deadline, "nothing is measured"
         time.sleep(0.01)
     tuner._on_message(tuner, {"do": "stop"}, [])
     tuner.wait(5)
