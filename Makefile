@@ -25,8 +25,11 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/interp demo
 
+# Two at a time; what looks at the clock, in a browser or a queue, one after the other behind them.
 test: $(VENV)/.installed-test
-	$(PYTEST) --nbmake --nbmake-timeout=300 tests $(wildcard notebooks/*.ipynb)
+	@$(PYTEST) -n 2 --dist loadfile --nbmake --nbmake-timeout=300 -m 'not browser and not slurm' \
+		tests $(wildcard notebooks/*.ipynb); first=$$?; \
+	$(PYTEST) -m 'browser or slurm' tests && exit $$first
 
 lab: $(VENV)/.installed-lab
 	$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -18,6 +18,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["JUPYTER_PLATFORM_DIRS"] = "1"
+# Tests run two at a time: a thread that waits for another must not do so spinning.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 hypothesis.settings.register_profile("interp", deadline=None, print_blob=True)
 # CI repeats the same examples, so that a red run is the change's doing.

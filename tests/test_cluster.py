@@ -526,7 +526,7 @@ def test_a_monitor_shows_a_task_that_failed_and_why(tmp_path):
     try:
         until(lambda: {k: d.state for k, d in monitor.jobs.items()}.get("task-0001") == "failed")
         until(lambda: [d.state for d in monitor.jobs.values()].count("done") == 3)
-        monitor._on_message({"do": "select", "job": "task-0001"})
+        monitor._on_message(monitor, {"do": "select", "job": "task-0001"}, [])
         assert "the disk is gone" in monitor.head["message"]
     finally:
         monitor.close()

@@ -47,7 +47,13 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"interp.live.{name} needs {error.name}, which is not installed: "
+            "pip install ipywidgets anywidget matplotlib pyinstrument"
+        ) from error
 
 
 def fit(
