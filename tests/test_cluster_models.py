@@ -351,7 +351,7 @@ def test_a_process_loads_its_model_once(world, tmp_path, monkeypatch):
     real = home.load_model
     monkeypatch.setattr(home, "load_model", lambda *a, **k: loads.append(a) or real(*a, **k))
     tasks = cluster.plan(["the boy", "a girl"], tmp_path / "run", job="capture", n_tasks=2, model=world)
-    models._load.cache_clear()  # of a task that an earlier test ran by itself
+    models.forget()  # that of a task that an earlier test ran by itself
     cluster.run(tasks, "inline")
     assert len(loads) == 1
     assert models._load.cache_info().currsize == 0  # and lets go of it
