@@ -228,7 +228,8 @@ def test_lambda_of_problems_of_many_sizes(monkeypatch):
         )
         assert together[k] == alone[0]
     monkeypatch.setattr(fit, "_BLOCK", 7000)
-    assert torch.equal(fit.choose_lambda(gram, y, s, training, held), together)
+    for threads in (1, 2):
+        assert torch.equal(fit.choose_lambda(gram, y, s, training, held, threads=threads), together)
 
 
 def test_areas_and_lines_of_many_are_those_of_each():

@@ -13,10 +13,12 @@ import torch
 
 from interp import events
 from interp.capture.model import load_model
+from interp.lens import fit
 from interp.lens import grade as g
 from interp.lens.bank import Bank
 from interp.lens.concepts import ConceptPack
 from interp.lens.judge import Judge
+from interp.lens.rounds import Rounds
 from interp.lens.samples import Samples
 from interp.lens.train import train_lenses
 from interp.run import start
@@ -180,6 +182,33 @@ def test_twice_is_the_same(trained, model, bank):
     again = train_lenses(model, lens_world.pack(), site=SITE, bank=bank)
     assert torch.equal(lenses.weight, again.weight)
     assert [r.score for r in lenses.reports if r.fitted] == [r.score for r in again.reports if r.fitted]
+
+
+def test_torchs_own_threads_do_not_wait_for_each_other_in_the_fits(trained, model, monkeypatch):
+    """Fits have one, forward passes those that were there; the lenses are the same."""
+    lenses, _ = trained
+    seen = collections.defaultdict(set)
+
+    def watch(owner, name):
+        real = getattr(owner, name)
+
+        def watched(*args, **options):
+            seen[name].add(torch.get_num_threads())
+            return real(*args, **options)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for owner, name in ((fit, "_newton"), (Judge, "read"), (Rounds, "lenses"), (Bank, "ensure")):
+        watch(owner, name)
+    torch.set_num_threads(2)
+    try:
+        again = train_lenses(model, lens_world.pack(), site=SITE)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert dict(seen) == {"_newton": {1}, "read": {1}, "lenses": {1}, "ensure": {2}}
+    assert [r.lam for r in again.reports] == pytest.approx([r.lam for r in lenses.reports], nan_ok=True)
+    torch.testing.assert_close(again.weight, lenses.weight, rtol=1e-3, atol=1e-5)
 
 
 def test_a_pack_of_nonsense_earns_nothing(model):

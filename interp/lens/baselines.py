@@ -151,7 +151,7 @@ class TextProblem:
         return cls(bag, bag.rows(list(distinct)), positive / weight, weight, lam=lam)
 
 
-def fit_text(problems: Sequence[TextProblem]) -> list[TextLens]:
+def fit_text(problems: Sequence[TextProblem], threads: int = 1) -> list[TextLens]:
     """Fit bag-of-words lenses (all with folds, or all without), in the order of `problems`."""
     out: dict[int, TextLens] = {}
     for which in alike([len(p.labels) for p in problems]):
@@ -165,7 +165,7 @@ def fit_text(problems: Sequence[TextProblem]) -> list[TextLens]:
         lam: Tensor | list[float] = [p.lam for p in part]
         folds = [p.folds for p in part if p.folds is not None]
         if folds:
-            lam = choose_lambda(gram, y, s, *stacked(folds, size))
+            lam = choose_lambda(gram, y, s, *stacked(folds, size), threads=threads)
         alpha, b = solve(None, y, s, torch.as_tensor(lam), gram=gram, tol=1e-3)
         for k, p in enumerate(part):
             weight = np.asarray(p.rows.T @ alpha[k, : len(p.labels)].numpy().astype(np.float64)).ravel()

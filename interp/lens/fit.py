@@ -26,6 +26,8 @@ from collections.abc import Sequence
 
 import torch
 
+from interp.threads import shared
+
 __all__ = ["LAMBDAS", "choose_lambda", "fit_mlp", "solve", "standardise", "statistics"]
 
 #: The λ path, from strong to weak; each fit starts from the one before.
@@ -278,6 +280,8 @@ def choose_lambda(
     training: torch.Tensor,
     held: torch.Tensor,
     lambdas: Sequence[float] = LAMBDAS,
+    *,
+    threads: int = 1,
 ) -> torch.Tensor:
     """λ per problem by cross-validation: the smallest mean loss on the rows held out.
 
@@ -289,6 +293,8 @@ def choose_lambda(
         Rows that fold f fits on, and those it is judged on. Neither need cover all rows.
     lambdas : sequence of float
         Tried from the largest down, each from the solution before; a tie goes to the largest.
+    threads : int
+        To share the folds among (`interp.threads.shared`); the answer does not depend on it.
 
     Returns
     -------
@@ -300,13 +306,17 @@ def choose_lambda(
     sizes = training.sum(dim=1).clamp_min(1)
     losses = gram.new_zeros(n_problems * n_folds, len(lambdas))
     todo = torch.argsort(sizes, descending=True, stable=True)
+    blocks: list[tuple[int, torch.Tensor]] = []
     while len(todo):
         # Folds of about one size are padded little, and the whole path of a block stays in the cache.
         size = int(sizes[todo[0]])
         block = todo[: max(1, _BLOCK // size**2)]
         block = block[sizes[block] > 0.8 * size - 2]
         todo = todo[len(block) :]
-        losses[block] = _path(gram, y, s, training[block], weight[block], block // n_folds, size, lambdas)
+        blocks.append((size, block))
+    work = ((gram, y, s, training[b], weight[b], b // n_folds, size, lambdas) for size, b in blocks)
+    for (_, block), found in zip(blocks, shared(_path, work, threads), strict=True):
+        losses[block] = found
     # The first of the smallest: a tie goes to the largest λ.
     best = losses.reshape(n_problems, n_folds, len(lambdas)).sum(dim=1).argmin(dim=1)
     return gram.new_tensor(sorted(lambdas, reverse=True))[best]

@@ -44,10 +44,12 @@ class Judge:
     samples : Samples
     bank : Bank
     seed : int
+    threads : int
+        For the choice of λ of the text lenses.
     """
 
-    def __init__(self, samples: Samples, bank: Bank, seed: int) -> None:
-        self.samples, self.bank, self.seed = samples, bank, seed
+    def __init__(self, samples: Samples, bank: Bank, seed: int, *, threads: int = 1) -> None:
+        self.samples, self.bank, self.seed, self.threads = samples, bank, seed, threads
         self._read: set[str] = set()
         self._corpus = Corpus()
         #: Calibration samples of the whole pack, for thresholds.
@@ -198,7 +200,7 @@ class Judge:
             texts.append(TextProblem(bag, bag.rows(words), y, balanced(y), job.folds()))
         # Templates are compared on those of training: words of the held-out ones were never seen.
         frame_areas = areas(*self._read_words(jobs, fit_text(frames), template_only, "seen_"))
-        lenses = fit_text(texts)
+        lenses = fit_text(texts, self.threads)
         logits, labels = self._read_words(jobs, lenses, told, "")
         text_areas = areas(logits, labels)
         for k, (job, f) in enumerate(zip(jobs, logits, strict=True)):

@@ -25,7 +25,8 @@ from interp.lens.job import Job
 from interp.lens.judge import Judge, seed_of
 from interp.lens.library import Lenses
 from interp.lens.rows import alike, areas, problems, rows_of, scores_of, stacked
-from interp.lens.samples import Samples
+from interp.lens.samples import Sample, Samples
+from interp.threads import n_threads, torch_threads
 
 __all__ = ["Rounds"]
 
@@ -69,9 +70,11 @@ class Rounds:
     n_done: int = field(init=False, default=0)
     stopped_at: float | None = field(init=False, default=None)
     history: list[list[Any]] = field(init=False, default_factory=list)
+    threads: int = field(init=False)  #: that torch has outside: forward passes have them, and the folds of λ
 
     def __post_init__(self) -> None:
-        self.judge = Judge(self.samples, self.bank, self.seed)
+        self.threads = n_threads()
+        self.judge = Judge(self.samples, self.bank, self.seed, threads=self.threads)
         self.active = [j for j in self.jobs if not j.why]
         self.n_growing = len(self.active)
 
@@ -103,7 +106,7 @@ class Rounds:
         for job in self.active:
             new = slice(job.n_used, n)
             wanted += [*job.positive[new], *job.negative[new], *(() if job.n_iter else job.select)]
-        if not self.bank.ensure(wanted, iteration_hook=self.emit or None):
+        if not self._ensure(wanted):
             return
         for job in self.active:
             job.n_used = n
@@ -119,6 +122,11 @@ class Rounds:
                 job.n_used = self.growth[job.n_iter - 1] if job.n_iter else 0
         self._end(finished)
 
+    def _ensure(self, samples: list[Sample]) -> bool:
+        """Forward what the bank lacks, on all threads that torch had; False after a stop."""
+        with torch_threads(self.threads):
+            return self.bank.ensure(samples, iteration_hook=self.emit or None)
+
     def _standardise(self) -> bool:
         """Mean and scale of training rows, the same for all lenses and rounds; False after a stop.
 
@@ -126,7 +134,7 @@ class Rounds:
         others are trained with it.
         """
         typical = self.samples.drawn("train", _TYPICAL)
-        if not self.bank.ensure(typical, iteration_hook=self.emit or None):
+        if not self._ensure(typical):
             return False
         rows = rows_of(self.bank, self.bank.index(typical))
         self.mean, self.scale = statistics(rows.flatten(0, 1))
@@ -144,7 +152,7 @@ class Rounds:
             for mask in stacked([j.folds() for j in jobs], z.shape[1] // phases)
         )
         gram = z @ z.transpose(1, 2)
-        lam = choose_lambda(gram, y, s, training, held)
+        lam = choose_lambda(gram, y, s, training, held, threads=self.threads)
         primal = z.shape[2] < z.shape[1]
         coef, b = solve(z, y, s, lam, gram=None if primal else gram, tol=1e-4)
         w = weights(coef, z)
@@ -229,7 +237,7 @@ class Rounds:
         if not self.emit.stop:
             fitted = [j for j in jobs if j.w is not None]
             wanted = [*self.judge.needs(fitted), *self.judge.strangers] if fitted else []
-            complete = self.bank.ensure(wanted, iteration_hook=self.emit or None)
+            complete = self._ensure(wanted)
         while jobs and not self.emit.stop:
             part, jobs = jobs[:_ENDED], jobs[_ENDED:]
             start = time.perf_counter()

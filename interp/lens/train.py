@@ -15,6 +15,7 @@ from interp.lens.job import plan
 from interp.lens.library import Lenses
 from interp.lens.rounds import Rounds
 from interp.lens.samples import Samples, Templates
+from interp.threads import torch_threads
 
 if TYPE_CHECKING:
     from interp.capture.model import Model
@@ -146,9 +147,6 @@ def train_lenses(
                 validation_blocking=validation_blocking,
             )
         )
-    with bar(len(jobs), "lenses", "lens") as progress:
-        run.go(progress)
-    seconds = time.perf_counter() - started
     parameters = {
         "f1_target": f1_target,
         "f1_rule": f1_rule,
@@ -160,7 +158,12 @@ def train_lenses(
         "templates": {"train": samples.templates.train, "heldout": samples.templates.heldout},
         "shares": samples.shares,
     }
-    lenses = run.lenses(about_pack, parameters, seconds)
+    # Fits are many small products: threads of torch's own would wait for each other longer than they work.
+    with torch_threads(1):
+        with bar(len(jobs), "lenses", "lens") as progress:
+            run.go(progress)
+        seconds = time.perf_counter() - started
+        lenses = run.lenses(about_pack, parameters, seconds)
     logger.info("%r in %.1f s, %d prompts forwarded", lenses, seconds, bank.n_forwarded)
     if emit:
         emit(TrainEnd(n_lenses=len(lenses), grade_counts=lenses.grades, seconds=seconds, stopped=emit.stop))
