@@ -307,7 +307,7 @@ def cluster_run(
     retries: Annotated[int, typer.Option(help="Attempts after the first of a task that failed.")] = 2,
     option: Options = None,
 ) -> None:
-    """Run the tasks that are not done, and wait. Options: as of `interp.cluster.run` (slurm_partition=cpu)."""
+    """Run what is not done, and wait. Options: those of `interp.cluster.run` (slurm_partition=cpu)."""
     from interp.cluster import load, run
 
     done = run(load(folder), executor, retries=retries, **_named(option))
