@@ -242,7 +242,7 @@ const LENS = {
     });
     const scored = table.filter((r) => r.score !== null).sort((a, b) => a.score - b.score);
     panels[3].draw(t, {
-      y: "linear", ylabel: "2·AUROC − 1", xlabel: "lenses by score", wholeX: true, xrange: [-1, Math.max(scored.length, 2)],
+      y: "linear", ylabel: "2·AUROC − 1", xlabel: "lenses by score", wholeX: true, xrange: [-0.5, Math.max(scored.length, 2) - 0.5],
       yrange: scored.length ? [Math.min(0, ...scored.map((r) => r.low ?? r.score)), 1] : null,
       marks: scored.map((r, x) => ({ x, y: r.score, lo: r.low ?? r.score, hi: r.high ?? r.score, colour: colour[r.grade] })),
       levels: [[0.5, "A"], [0.2, "B"]].map(([y, label]) => ({ y, label, colour: t.soft })),

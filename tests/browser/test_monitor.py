@@ -222,10 +222,14 @@ def test_all_monitors_are_readable_in_both_themes_and_at_600_px(lab, page, shots
             start(10, 16, 0.01),
             "s = run.start(fakes.play, fakes.lens_events(), 0.001); s.view = LensMonitor(s); s",
             "t = run.start(fakes.play, fakes.capture_events(), 0.05); t.view = CaptureMonitor(t); t",
+            "from interp import Sparse1DProbe\n"
+            "tuner = live.SlabTuner(Sparse1DProbe(), None, bench=fakes.Bench())\ntuner.measure()\ntuner",
         ]
         page.set_viewport_size({"width": 1280, "height": 2600})
         open_and_run(lab, page, f"themes-{theme}.ipynb", cells)
         page.locator(f"{MONITOR}[data-state=done]").nth(2).wait_for(timeout=120_000)
+        tuner = page.locator(".interp-tuner")
+        tuner.wait_for(timeout=120_000)
         around = 1280 - width_of(page.locator(MONITOR).first)
         for width in (1180, 800, 600):  # of the monitor; it grows no wider than the first
             page.set_viewport_size({"width": int(width + around), "height": 2600})
@@ -238,6 +242,8 @@ def test_all_monitors_are_readable_in_both_themes_and_at_600_px(lab, page, shots
                 assert inside, f"{name} does not fit at {width}"
                 assert overlapping(shown) == []
                 assert contrast(shown) >= 4.5
+            tuner.screenshot(path=shots / f"tuner-{theme.lower()}-{width}.png")
+            assert tuner.evaluate("e => e.scrollWidth <= e.clientWidth"), f"the tuner does not fit at {width}"
     finally:
         lab.theme("Light")
 
