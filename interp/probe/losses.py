@@ -16,7 +16,7 @@ from torch import Tensor
 from interp.probe.data import can_iterate_again, columns, shards
 from interp.probe.nodes import Nodes
 from interp.probe.sizes import tuned_block_elements
-from interp.probe.summary import LatentSummary, NodeBlock
+from interp.probe.summary import LatentSummary
 from interp.threads import n_threads, shared, without_gil
 
 __all__ = ["base_losses", "block_losses", "exact_losses", "losses"]
@@ -133,19 +133,15 @@ def _by_nodes(
     layout = nodes.layout(torch.arange(w.size), w.shape[1], elements)
     total = layout.losses(*(torch.from_numpy(t.ravel()) for t in (b, w))).numpy().reshape(w.shape)
     n = summary.n_rows
-    return (total + _rest(summary, at, w, b)) / n, _rule_errors(nodes, block, n, w, b, elements)
-
-
-def _rule_errors(
-    nodes: Nodes, block: NodeBlock, n_rows: int, w: np.ndarray, b: np.ndarray, elements: int
-) -> np.ndarray:
+    nll = (total + _rest(summary, at, w, b)) / n
     # The fourth derivative of softplus is at most 1/8: that clears most pairs at no cost.
     rows = np.repeat(np.arange(len(w)), np.diff(block.offsets))
-    bound = np.bincount(rows, block.e, minlength=len(w))[:, None] / 8.0 * w**4
-    at = np.flatnonzero(bound > 1e-10 * n_rows)
-    layout = nodes.layout(torch.from_numpy(at), w.shape[1], elements)
-    bound.ravel()[at] = layout.rule_errors(*(torch.from_numpy(t.ravel()[at]) for t in (b, w)))[0].numpy()
-    return bound / n_rows
+    error = np.bincount(rows, block.e, minlength=len(w))[:, None] / (8.0 * n) * w**4
+    close = np.flatnonzero(_doubtful(nll, error))
+    layout = nodes.layout(torch.from_numpy(close), w.shape[1], elements)
+    b_close, w_close = (torch.from_numpy(t.ravel()[close]) for t in (b, w))
+    error.ravel()[close] = layout.rule_errors(b_close, w_close)[0].numpy() / n
+    return nll, error
 
 
 def _on_events(

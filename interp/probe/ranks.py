@@ -150,17 +150,10 @@ class _Scan:
 
     def _places(self, group: np.ndarray) -> tuple[Any, ...]:
         """First and last place of each incidence's tie, among the events and among its pair's own."""
-        first = self.at.astype(np.float64)
-        own_first = np.arange(len(first), dtype=np.float64)
-        value = self.value[self.at]
-        negative = value < 0
-        some_negative = negative if negative.any() else None
-        runs = _run_starts(self.value, self.indptr[:-1][np.diff(self.indptr) > 0])
-        if len(runs) == len(self.value):
-            return first, first + 1.0, own_first, own_first + 1.0, some_negative
-        begin, end = _run_bounds(runs, len(self.value))
-        own_begin, own_end = _run_bounds(_run_starts(value, group), len(value))
-        return begin[self.at], end[self.at], own_begin, own_end, some_negative
+        starts = self.indptr[:-1][np.diff(self.indptr) > 0]
+        first, last = (place[self.at] for place in _tied(self.value, starts))
+        some_negative = bool((self.value[starts] < 0).any())  # each latent's smallest value
+        return first, last, *_tied(first, group), self.value[self.at] < 0 if some_negative else None
 
 
 def _either(sign: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
@@ -168,19 +161,24 @@ def _either(sign: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray
     return np.where(sign < 0, first, last)
 
 
-def _run_starts(value: np.ndarray, breaks: np.ndarray) -> np.ndarray:
-    """Where runs of equal values begin, a new one at each of `breaks` at least."""
-    new = np.ones(len(value), bool)
-    np.not_equal(value[1:], value[:-1], out=new[1:])
-    new[breaks] = True
-    return np.flatnonzero(new)
+def _tied(value: np.ndarray, breaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First place, and place after the last, of the run of equal values around each position; float64.
 
-
-def _run_bounds(starts: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """First place, and place after the last, of the run that each position belongs to; float64."""
-    ends = np.append(starts[1:], n)
-    lengths = ends - starts
-    return np.repeat(starts.astype(np.float64), lengths), np.repeat(ends.astype(np.float64), lengths)
+    A new run begins at each of `breaks` at least. Most values are alone, so only the others are looked at.
+    """
+    first = np.arange(len(value), dtype=np.float64)
+    last = first + 1.0
+    again = np.zeros(len(value), bool)
+    np.equal(value[1:], value[:-1], out=again[1:])
+    again[breaks] = False
+    more = np.flatnonzero(again)  # positions that go on with the run before them
+    if len(more):
+        run = np.cumsum(np.diff(more, prepend=-1) > 1) - 1  # numbers of the runs of more than one
+        sizes = np.bincount(run)
+        begin = more[np.cumsum(sizes) - sizes] - 1
+        end = (begin + sizes + 1).astype(np.float64)
+        first[more], last[more], last[begin] = begin[run], end[run], end
+    return first, last
 
 
 def _event_latent(indptr: np.ndarray, scale: int) -> np.ndarray:
