@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 
 import lens_world
 import numpy as np
@@ -216,6 +217,28 @@ def test_given_near_misses_are_used_for_their_concept_alone():
     for c in ("fish", "animal", "car"):
         positive = s.positives(c, "train", 40)
         assert not any(n.origin.startswith("not:") for n in s.negatives(c, "train", positive))
+
+
+@pytest.mark.parametrize(
+    "term", ["Robin", "near the park", "a robin", "rob", "the", "++", "c++", "-robin", "."]
+)
+def test_texts_that_name_a_term(term):
+    """As many as a look at every text finds."""
+    data = lens_world.pack(20).to_dict()
+    given = next(c for c in data["concepts"] if c["id"] == "bird")
+    given["term"] = term
+    given["examples"]["positive"] += [
+        "I like C++ more",
+        "c++11 is new",
+        "a ++ sign",
+        "(robin)",
+        "a-robin.",
+        "Robins",
+    ]
+    samples = Samples(ConceptPack.from_dict(data))
+    texts = {text for fillers in samples._fillers.values() for text, _ in fillers}
+    whole = re.compile(rf"(?<!\w){re.escape(term)}(?!\w)", re.IGNORECASE)
+    assert samples._texts_naming(term) == {text for text in texts if whole.search(text)}
 
 
 def test_a_text_that_names_the_concept_is_no_negative():

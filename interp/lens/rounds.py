@@ -33,7 +33,7 @@ __all__ = ["Rounds"]
 #: Prompts that means and scales are taken from, where there are so many.
 _TYPICAL = 512
 #: Lenses that are graded together; a stop is heard between two such parts.
-_ENDED = 32
+_ENDED = 16
 #: Seconds after a stop within which fitted lenses are still graded, so many at a time.
 _GRACE, _AT_ONCE = 0.03, 4
 
