@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -63,6 +64,7 @@ def test_the_course_of_a_fit(method: str) -> None:
 def test_the_loss_of_an_event_is_that_of_its_pairs(monkeypatch: pytest.MonkeyPatch, at_most: int) -> None:
     monkeypatch.setattr(fit, "_LOSS_PAIRS", at_most)
     monkeypatch.setattr(fit, "_LOSS_SHARE", math.inf)
+    monkeypatch.setattr(fit, "_LOOK_EVERY", 0.0)
     x, y = problem(1)
     probe = Sparse1DProbe(max_iter=2, class_slab_size=7)
     last = [e for e in events_of(probe, x, y) if e.kind == "IterationEnd"][-1]
@@ -102,6 +104,28 @@ def test_extremes_are_those_of_every_pair_that_took_the_step(monkeypatch: pytest
         stepped.clear()
     assert len(heard) > 20
     assert {bool(live.all()) for live, *_ in heard} == {True, False}
+
+
+def test_a_loss_is_told_as_often_as_it_may_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first for nothing; then at most so often, and never above the share of the processor's time."""
+    x, y = problem(1)
+
+    def told() -> list[bool]:
+        steps = [e for e in events_of(Sparse1DProbe(class_slab_size=1), x, y) if e.kind == "IterationEnd"]
+        return [math.isfinite(e.loss_mean) and math.isfinite(e.loss_max) for e in steps]
+
+    monkeypatch.setattr(fit, "_LOSS_SHARE", math.inf)
+    monkeypatch.setattr(fit, "_LOOK_EVERY", 0.0)
+    assert all(told())
+    monkeypatch.setattr(fit, "_LOOK_EVERY", 1000.0)
+    assert sum(told()) == 1
+    monkeypatch.setattr(fit, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(fit, "_LOSS_SHARE", 0.1)
+    clock = itertools.count()  # every look at it a second later: a loss takes one
+    monkeypatch.setattr(fit.time, "process_time", lambda: float(next(clock)))
+    steps = told()
+    assert steps[0]
+    assert len(steps) // 12 <= sum(steps) <= len(steps) // 8
 
 
 def test_history_is_the_events() -> None:

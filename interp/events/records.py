@@ -141,10 +141,10 @@ class IterationEnd(Event):
     """One LM iteration over the active pairs of a slab.
 
     ``loss_mean`` and ``loss_max`` cost an evaluation of their own. They are taken over about 512 pairs
-    (all classes of latents evenly spaced; all pairs of a smaller slab), and only while that has taken less
-    than 0.5 % of the fit's time (the first, which warms up, not counted); in between they are NaN.
-    ``bytes_resident`` is at most a quarter of a second old. All else is of this iteration and of every pair,
-    but for the quartiles of lambda, which come from about 512 pairs evenly spaced.
+    (all classes of latents evenly spaced; all pairs of a smaller slab), five times a second, and only while
+    that has taken less than 1 % of the fit's processor time (the first, which warms up, not counted); in
+    between they are NaN. ``bytes_resident`` is read five times a second. All else is of this iteration and of
+    every pair, but for the quartiles of lambda, which come from about 512 pairs evenly spaced.
     """
 
     is_step: ClassVar[bool] = True
