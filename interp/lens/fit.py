@@ -178,11 +178,11 @@ def _newton(
             break
         feats, y_a, s_a, lam_a = part
         c0, b0 = coef[todo], b[todo]
-        linear = (feats @ c0[:, :, None])[:, :, 0]
+        linear = _times(feats, c0, primal)
         f0 = linear + b0[:, None]
         step = _primal_step if primal else _dual_step
         dc, db = step(feats, y_a, s_a, lam_a, c0, b0, f0)
-        d_linear = (feats @ dc[:, :, None])[:, :, 0]
+        d_linear = _times(feats, dc, primal)
         df = d_linear + db[:, None]
         # ‖w‖² along the step: quadratic in t, so its three coefficients serve every trial.
         left = (c0, dc) if primal else (linear, d_linear)
@@ -214,6 +214,11 @@ def _newton(
             live = live[live]
         done = ~live
     return coef, b
+
+
+def _times(features: torch.Tensor, coef: torch.Tensor, primal: bool) -> torch.Tensor:
+    """Features times coef of each problem; from the left, as a Gram matrix allows, it takes half the time."""
+    return (features @ coef[:, :, None])[:, :, 0] if primal else (coef[:, None] @ features)[:, 0]
 
 
 def _loss(f: torch.Tensor, y: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
