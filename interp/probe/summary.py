@@ -479,17 +479,17 @@ def _gauss(bins: _Bins, sign: int, start: int, stop: int) -> tuple[np.ndarray, .
 def _batches(shards: Iterable[Shard], n_latents: int, rows: int | None) -> Iterator[tuple[list[Shard]]]:
     """What is sorted and added at a time: parts of a large shard, as views, or several small shards.
 
-    A batch holds at most `rows` rows; by default about 512 events per latent (2²⁰ … 2²⁵), so that the
-    columns of a batch are long enough to be summed fast.
+    A batch holds at most `rows` rows; by default about 1,024 events per latent (2²⁰ … 2²⁵), several times as
+    many as it has bins: each batch adds all bins of a latent to the table.
     """
-    events = min(max(512 * n_latents, 1 << 20), 1 << 25)
+    events = min(max(1024 * n_latents, 1 << 20), 1 << 25)
     small: list[Shard] = []
     for shard in shards:
-        if rows is None and shard.x.nnz < events // 4:
-            small.append(shard)
-            if sum(s.x.nnz for s in small) >= events // 2:
+        if rows is None and shard.x.nnz < events:
+            if small and sum(s.x.nnz for s in small) + shard.x.nnz > events:
                 yield (small,)
                 small = []
+            small.append(shard)
             continue
         step = rows or max(1, -(-shard.n_rows // max(1, round(shard.x.nnz / events))))  # equal parts
         for begin in range(0, shard.n_rows, step):
