@@ -240,8 +240,7 @@ def _told(lam: Tensor, size: Tensor, live: Tensor, all_live: bool, look: int) ->
         ended = torch.nonzero(~live).squeeze(1)
         lam = lam.index_fill(0, ended, lam[live.int().argmax()])
         size = size.index_fill(0, ended, 0.0)
-    low, high = torch.aminmax(lam)
-    return torch.cat((torch.stack((low, high, size.max())), sample))
+    return torch.cat((torch.stack((lam.min(), lam.max(), size.max())), sample))
 
 
 def still_live(a: Active) -> Active:
