@@ -12,6 +12,7 @@ can tell, and the error says so.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -145,23 +146,58 @@ class lock:
 
     def _made_alone(self) -> None:
         """Make the file where none is: what `flock` is replaced with where there is none."""
+        while not self._put(self.path):
+            seen = _look(self.path)
+            claims = None if seen is None else self._heir_of(self.path, *seen)
+            if seen is None or claims is None:
+                continue
+            try:
+                self._put(self.path, replace=True)
+            finally:
+                for claim in claims:
+                    claim.unlink(missing_ok=True)
+            self.recovered = seen[1]
+            return
+
+    def _heir_of(self, file: Path, key: str, holder: dict[str, Any] | None) -> list[Path] | None:
+        """Become the only process that may replace the file of one that is gone.
+
+        Taking such a file away by its name would take that of whoever was quicker. So its heir is whoever
+        makes a file that is named after it; where that heir is gone as well, whoever becomes the heir's. The
+        files that were made are to be removed, in their order, once `file` is replaced: who comes late with a
+        claim to it sees that it is another by now.
+
+        Returns
+        -------
+        list of Path or None
+            None if `file` is another by now.
+        """
+        if holder is not None and (holder["host"] != self._own["host"] or _is_alive(holder)):
+            raise self._refusal(holder, unsure=holder["host"] != self._own["host"])
+        claim = self.folder / f"{NAME}.{key}.heir"
+        claims: list[Path] | None = [claim]
+        if not self._put(claim):
+            other = _look(claim)
+            behind = None if other is None else self._heir_of(claim, *other)
+            claims = None if behind is None else [claim, *behind]
+        if claims is None:
+            return None
+        now = _look(file)
+        if now is not None and now[0] == key:
+            return claims
+        for made in claims:
+            made.unlink(missing_ok=True)
+        return None
+
+    def _put(self, path: Path, *, replace: bool = False) -> bool:
+        """Make a file that names this process, whole; False if there is one."""
         draft = self.folder / f"{NAME}.{uuid.uuid4().hex}"
-        draft.write_text(json.dumps(self._own), encoding="utf-8")
         try:
-            while not _renamed_if_free(draft, self.path):
-                holder = _holder(self.path)
-                if holder is not None and (holder["host"] != self._own["host"] or _is_alive(holder)):
-                    raise self._refusal(holder, unsure=holder["host"] != self._own["host"])
-                # Take away the dead one's file, and only that: another process may be doing the same.
-                aside = self.folder / f"{NAME}.{uuid.uuid4().hex}"
-                try:
-                    os.rename(self.path, aside)
-                except FileNotFoundError:
-                    continue
-                if _holder(aside) != holder:
-                    _renamed_if_free(aside, self.path)
-                aside.unlink(missing_ok=True)
-                self.recovered = holder
+            draft.write_text(json.dumps(self._own), encoding="utf-8")
+            if replace:
+                os.replace(draft, path)
+                return True
+            return _renamed_if_free(draft, path)
         finally:
             draft.unlink(missing_ok=True)
 
@@ -201,17 +237,34 @@ def _who(holder: dict[str, Any]) -> str:
     return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
 
 
+def _look(path: Path) -> tuple[str, dict[str, Any] | None] | None:
+    """What tells a file from any other that has its name, and whom it names; None if it is gone."""
+    try:
+        about, content = os.stat(path), path.read_bytes()
+    except FileNotFoundError:
+        return None
+    key = hashlib.sha256(b"%d %d " % (about.st_ino, about.st_mtime_ns) + content)
+    return key.hexdigest()[:16], _named(content)
+
+
 def _holder(path: Path) -> dict[str, Any] | None:
     """Whom a lock file names; None for one that says nothing (yet)."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return _named(path.read_bytes())
+    except OSError:  # gone by now
+        return None
+
+
+def _named(content: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(content)
         return {
             "host": str(found["host"]),
             "pid": int(found["pid"]),
             "since": str(found["since"]),
             "born": str(found["born"]),
         }
-    except (OSError, ValueError, KeyError, TypeError):  # gone by now, half-written, or damaged
+    except (ValueError, KeyError, TypeError):  # half-written, or damaged
         return None
 
 

@@ -169,6 +169,53 @@ def test_only_one_at_a_time(any_flock: str, tmp_path: Path) -> None:
     assert counter.read_text() == "90"
 
 
+def test_two_never_take_over_the_same_lock(any_flock: str, tmp_path: Path) -> None:
+    """Again and again eight processes find the lock of one that was killed: no count is lost."""
+    folder, counter = tmp_path / "f", tmp_path / "count"
+    folder.mkdir()
+
+    def count(dies: bool) -> None:
+        for i in range(4):
+            while True:
+                try:
+                    held = lock(folder)
+                    break
+                except LockedError:
+                    time.sleep(0.0003)
+            number = int(counter.read_text())
+            time.sleep(0.0003)
+            counter.write_text(str(number + 1))
+            if dies and i == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            held.release()
+
+    for _ in range(5):
+        counter.write_text("0")
+        for pid in [in_child(lambda k=k: count(k % 2 == 0)) for k in range(8)]:
+            os.waitpid(pid, 0)
+        assert counter.read_text() == "32"
+
+
+def test_an_heir_that_is_killed_has_heirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without flock: killed while it took over the lock of one that was killed."""
+    monkeypatch.setattr(interp.lock, "_flock", lambda: None)
+    ended = Held(tmp_path)
+    ended.kill()
+    found = interp.lock._look(tmp_path / ".lock")
+    assert found is not None
+    claim = tmp_path / f".lock.{found[0]}.heir"
+    living = {**json.loads((tmp_path / ".lock").read_text()), **interp.lock._myself()}
+    claim.write_text(json.dumps(living))
+    with pytest.raises(LockedError, match="this very process"):
+        lock(tmp_path)
+    claim.write_bytes((tmp_path / ".lock").read_bytes())  # of a process that is gone
+    with lock(tmp_path) as mine:
+        assert mine.recovered is not None
+        assert mine.recovered["pid"] == ended.pid
+        assert [f.name for f in tmp_path.iterdir()] == [".lock"]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("reaches", [True, False])
 def test_a_holder_on_another_host(
     reaches: bool, any_flock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
