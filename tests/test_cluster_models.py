@@ -330,12 +330,12 @@ def test_monitors_of_captures_and_lenses_show_their_tasks(world, prompts, tmp_pa
 def test_lenses_that_come_back_in_the_middle_are_counted_once(world, tmp_path, one_task):
     """The folder of an earlier shard was damaged and deleted; those behind it stay."""
     (task,) = plan_lenses(world, tmp_path / "run", 1)
-    cluster.run_task(task)
+    cluster.run([task], "inline")
     first, *others = sorted(task.path.glob("lenses-*"))
     kept = {f: f.stat().st_mtime_ns for folder in others for f in folder.iterdir()}
     shutil.rmtree(first)
     (task.path / "done.json").unlink()
-    cluster.run_task(task)
+    cluster.run([task], "inline")
     assert kept == {f: f.stat().st_mtime_ns for folder in others for f in folder.iterdir()}
     cluster.merge(tmp_path / "run")
     assert lens_files(tmp_path / "run" / "merged") == one_task
