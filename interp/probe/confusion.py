@@ -8,7 +8,9 @@ predicts positive is a position in the latent's sorted values.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +21,10 @@ from interp.threads import n_threads, shared
 
 __all__ = ["Confusion", "confusion", "sorted_by_value"]
 
-#: Events compared at a time by each thread, and kept before they are counted.
-_BATCH, _KEPT = 1 << 20, 1 << 23
-#: Latents whose pairs are counted at a time, so that the work stays in the cache.
-_GROUP = 128
+#: Events compared at a time by each thread, and flips kept before they are counted.
+_BATCH, _KEPT = 1 << 20, 1 << 24
+#: Latents whose pairs are counted at a time, so that the work stays in the cache; parts that threads share.
+_GROUP, _RANGES = 128, 16
 
 
 class Confusion(NamedTuple):
@@ -140,37 +142,47 @@ class _Flips:
             return
         latents, values, labels = zip(*self._kept, strict=True)
         self._kept = []
-        latent, value = np.concatenate(latents), np.concatenate(values)
-        n_latents, n_classes = self.coef.shape
-        if sp.issparse(labels[0]):
-            y = sp.csr_array(sp.vstack(labels, format="csr"))
-            event, label = np.repeat(np.arange(len(value)), np.diff(y.indptr)), y.indices
+        sparse = sp.issparse(labels[0])
+        y = sp.csr_array(sp.vstack(labels, format="csr")) if sparse else np.concatenate(labels)
+        count = partial(self._count_range, np.concatenate(latents), np.concatenate(values), y)
+        n_latents = len(self.coef)
+        step = max(_GROUP, -(-n_latents // _RANGES))
+        ranges = ((first, min(first + step, n_latents)) for first in range(0, n_latents, step))
+        deque(shared(count, ranges, n_threads()), maxlen=0)
+
+    def _count_range(self, latent: np.ndarray, value: np.ndarray, y: Any, first: int, stop: int) -> None:
+        """Count the flips of the latents `first` … `stop` − 1, which are some of these."""
+        here = np.flatnonzero((latent >= first) & (latent < stop))
+        latent, value, y = latent[here] - first, value[here], y[here]
+        if sp.issparse(y):
+            order = np.lexsort((value, latent))
+            value, y = value[order], y[order]
         else:
-            event, label = np.arange(len(value)), np.concatenate(labels)
-        pair = latent[event].astype(np.int64) * n_classes + label
-        b, w = self.intercept.ravel()[pair], self.coef.ravel()[pair]
-        flipped = (b + w * value[event].astype(np.float64) > self.cut) != (b > self.cut)
-        self.own += np.bincount(pair[flipped], minlength=self.own.size).reshape(self.own.shape)
+            value, y = sorted_by_value(latent, value, y)
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(latent, minlength=stop - first))])
+        for start in range(0, stop - first, _GROUP):
+            end = min(start + _GROUP, stop - first)
+            events = slice(indptr[start], indptr[end])
+            if len(value[events]):
+                bounds = indptr[start : end + 1] - indptr[start]
+                self._count_group(bounds, value[events], y[events], slice(first + start, first + end))
 
-        position = np.arange(len(value), dtype=np.int32)
-        by_latent = sp.csr_array((position, latent, [0, len(latent)]), shape=(1, n_latents)).tocsc()
-        indptr, value = by_latent.indptr.astype(np.int64), value[by_latent.data]
-        groups = ((first, min(first + _GROUP, n_latents)) for first in range(0, n_latents, _GROUP))
-        for _ in shared(
-            lambda first, stop: self._count_group(indptr, value, first, stop), groups, n_threads()
-        ):
-            pass
+    def _count_group(self, bounds: np.ndarray, value: np.ndarray, y: Any, at: slice) -> None:
+        """Count the flips of the latents `at`; those of each are sorted by value and begin at `bounds`."""
+        coef, intercept = self.coef[at], self.intercept[at]
+        pair = np.repeat(np.arange(len(coef)) * coef.shape[1], np.diff(bounds))
+        own_value = value
+        if sp.issparse(y):
+            of_rows = np.diff(y.indptr)
+            pair, own_value = np.repeat(pair, of_rows), np.repeat(value, of_rows)
+        pair += y.indices if sp.issparse(y) else y
+        b = intercept.ravel()[pair]
+        flipped = (b + coef.ravel()[pair] * own_value.astype(np.float64) > self.cut) != (b > self.cut)
+        self.own[at] += np.bincount(pair[flipped], minlength=coef.size).reshape(coef.shape)
 
-    def _count_group(self, indptr: np.ndarray, value: np.ndarray, first: int, stop: int) -> None:
-        begin, end = int(indptr[first]), int(indptr[stop])
-        if begin == end:
-            return
-        bounds = indptr[first : stop + 1] - begin
-        value = sorted_by_value(bounds, value[begin:end])[0]
-        coef, intercept = self.coef[first:stop], self.intercept[first:stop]
         start, last = (np.broadcast_to(bounds[k : k + len(coef), None], coef.shape) for k in (0, 1))
         above = _count_above(value, start, last, coef, intercept, self.cut)
-        self.any_class[first:stop] += np.where(intercept > self.cut, (last - start) - above, above)
+        self.any_class[at] += np.where(intercept > self.cut, (last - start) - above, above)
 
 
 def _count_above(
@@ -199,41 +211,38 @@ def _count_above(
 
 
 def sorted_by_value(
-    indptr: np.ndarray, value: np.ndarray, label: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values and labels, sorted by value within each latent.
+    latent: np.ndarray, value: np.ndarray, label: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and labels of events, sorted by latent and by value within each latent.
 
     Where latent, value and label fit one 64-bit word they are packed, and NumPy's vectorised sort does it.
 
     Parameters
     ----------
-    indptr : ndarray of int, shape [n_latents + 1]
-        Where each latent's values begin.
+    latent : ndarray of int, shape [n_events]
     value : ndarray of float, shape [n_events]
-    label : ndarray of int32, shape [n_events], optional
+    label : ndarray of int32, shape [n_events]
         At least 0.
 
     Returns
     -------
     value : ndarray of the same dtype and shape
-    label : ndarray of int32, shape [n_events], or None
+    label : ndarray of int32, shape [n_events]
     """
-    n_latents = len(indptr) - 1
     single = value.astype(np.float32, copy=False)
     fits = single is value or np.array_equal(single, value)
-    if not fits or not len(value) or n_latents > 1 << 16 or (label is not None and label.max() >= 1 << 16):
-        order = np.lexsort((value, np.repeat(np.arange(n_latents), np.diff(indptr))))
-        return value[order], None if label is None else label[order]
+    if not fits or not len(value) or latent.max() >= 1 << 16 or label.max() >= 1 << 16:
+        order = np.lexsort((value, latent))
+        return value[order], label[order]
     bits = single.view(np.uint32)
     signed = bool((bits >> 31).any())
     if signed:  # make the bits of floats sort as the floats do
         bits = np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
-    word = np.repeat(np.arange(n_latents, dtype=np.uint64) << np.uint64(48), np.diff(indptr))
+    word = latent.astype(np.uint64) << np.uint64(48)
     word |= bits.astype(np.uint64) << np.uint64(16)
-    if label is not None:
-        word |= label.astype(np.uint16)
+    word |= label.astype(np.uint16)
     word.sort()
     bits = (word >> np.uint64(16)).astype(np.uint32)
     if signed:
         bits = np.where(bits >> 31 == 1, bits & np.uint32(0x7FFFFFFF), ~bits)
-    return bits.view(np.float32), None if label is None else word.astype(np.uint16).astype(np.int32)
+    return bits.view(np.float32), word.astype(np.uint16).astype(np.int32)

@@ -66,13 +66,13 @@ class _Scan:
             event = np.repeat(np.arange(len(rows)), n_labels)
             inside = np.arange(len(event)) - np.repeat(np.cumsum(n_labels) - n_labels, n_labels)
             label = labels.indices[np.repeat(labels.indptr[rows], n_labels) + inside]
-            pair = (_event_latent(self.indptr, n_classes)[event] + label).astype(np.int32)
+            pair = (_event_latent(self.indptr)[event] * n_classes + label).astype(np.int32)
             self.at = event[_counting_sort(pair, n_pairs)]
         else:
             own_labels = labels.take(block.indices, mode="clip")
-            self.value, label = sorted_by_value(self.indptr, block.data, own_labels)
-            pair = _event_latent(self.indptr, n_classes)
-            pair += label
+            latent = _event_latent(self.indptr)
+            self.value, label = sorted_by_value(latent, block.data, own_labels)
+            pair = latent * np.int32(n_classes) + label
             self.at = _counting_sort(pair, n_pairs)
         own = np.bincount(pair, minlength=n_pairs)
         self.own_indptr = np.concatenate([[0], np.cumsum(own)])
@@ -181,9 +181,9 @@ def _tied(value: np.ndarray, breaks: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return first, last
 
 
-def _event_latent(indptr: np.ndarray, scale: int) -> np.ndarray:
-    """`scale` times the latent of each event, int32."""
-    return np.repeat(np.arange(len(indptr) - 1, dtype=np.int32) * np.int32(scale), np.diff(indptr))
+def _event_latent(indptr: np.ndarray) -> np.ndarray:
+    """The latent of each event, int32."""
+    return np.repeat(np.arange(len(indptr) - 1, dtype=np.int32), np.diff(indptr))
 
 
 def _counting_sort(key: np.ndarray, n_keys: int) -> np.ndarray:
