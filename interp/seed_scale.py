@@ -28,7 +28,7 @@ __all__ = ["SeedScaleShards", "seed_scale"]
 
 _ROWS, _PER_ROW, _LATENTS, _CLASSES = 22_000 * 256, 400, 32_768, 151
 #: Rows of a shard, and shards made and handed to the library at a time.
-_SHARD_ROWS, _TOGETHER = 100 * 256, 3
+_SHARD_ROWS, _TOGETHER = 100 * 256, 4
 #: Values: log-normal with median 0.82 and 99.9th percentile 45, cut off at 84.
 _MEDIAN, _SIGMA, _MAX = 0.82, 1.296, 84.0
 

@@ -29,8 +29,12 @@ _MANTISSA_BITS = 4
 _PER_OCTAVE = 1 << _MANTISSA_BITS
 #: Key of the bin that starts at 2**-126, the smallest normal float32; smaller values join it.
 _LOWEST = _PER_OCTAVE
-#: Events whose bins are filled at a time: few enough to stay near the cache, enough to hide Python.
-_CHUNK = 1 << 17
+#: Events whose bins are filled at a time, at least, and of each part: few enough to stay near the cache, enough
+#: that two threads seldom wait for Python's lock.
+_CHUNK, _OF_PART = 1 << 18, 1 << 17
+#: Events per latent that are added at a time, several times as many as it has bins (which all are added), and
+#: events in all.
+_PER_LATENT, _AT_ONCE = 1024, 1 << 25
 #: Below this variance (in squared bin widths) a bin is one point: what differs is rounding.
 _FLAT = 1e-12
 #: Latents whose nodes are made at a time, so that the work stays in the cache.
@@ -80,22 +84,27 @@ class _Bins:
             table[:, :, at : at + width] = self.table
         self.low, self.table = new_low, table
 
-    def fill(self, start: int, indptr: np.ndarray, magnitude: np.ndarray) -> None:
-        """Add positive values, those of latent ``start + i`` at ``indptr[i]`` … ``indptr[i + 1] − 1``.
+    def fill(self, start: int, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Add positive values, those of latent ``start + i`` at ``indptr[i]`` of each part (indptr, values).
 
         Values and keys of a latent are, as they stand, a row of a CSR matrix [latent, bin] whose
-        duplicates are to be summed: SciPy does that in 0.5 ns each.
+        duplicates are to be summed: SciPy does that in 0.5 ns each. Parts are added up in the cache first.
         """
-        bits, shift, bias = _bits(magnitude)
-        stop, width = start + len(indptr) - 1, self.table.shape[2]
-        key = (bits >> shift).astype(np.int32)
-        key -= self.low + bias
-        u = (bits & ((1 << shift) - 1)) * 2.0**-shift
-        power = np.ones_like(u)
-        cells = sp.csr_array((power, key, indptr), shape=(stop - start, width))
-        for moment in range(4):
-            self.table[start:stop, moment] += cells.toarray()
-            power *= u
+        width, sums = self.table.shape[2], None
+        for indptr, magnitude in parts:
+            bits, shift, bias = _bits(magnitude)
+            key = (bits >> shift).astype(np.int32)
+            key -= self.low + bias
+            u = (bits & ((1 << shift) - 1)) * 2.0**-shift
+            power = np.ones_like(u)
+            cells = sp.csr_array((power, key, indptr), shape=(len(indptr) - 1, width))
+            if sums is None:
+                sums = np.zeros((4, len(indptr) - 1, width))
+            for moment in sums:
+                moment += cells.toarray()
+                power *= u
+        if sums is not None:
+            self.table[start : start + sums.shape[1]] += sums.transpose(1, 0, 2)
 
 
 def _bits(magnitude: np.ndarray) -> tuple[np.ndarray, int, int]:
@@ -217,8 +226,13 @@ class LatentSummary:
         """
         threads = n_threads()
         batches = _batches(shards, self.n_latents, row_batch_size)
-        for x, y in shared(_by_latent, batches, threads):
-            self._add_columns(x, y, threads)
+        parts: list[tuple[sp.csc_array, Any]] = []
+        for part in shared(_by_latent, batches, threads):
+            parts.append(part)
+            if sum(x.nnz for x, _ in parts) >= min(_PER_LATENT * self.n_latents, _AT_ONCE):
+                self._add_columns(parts, threads)
+                parts = []
+        self._add_columns(parts, threads)
         return self
 
     def add_columns(self, x: sp.csc_array, y: Any) -> LatentSummary:
@@ -234,43 +248,52 @@ class LatentSummary:
         LatentSummary
             Itself.
         """
-        self._add_columns(x, y, 1)
+        self._add_columns([(x, y)], 1)
         return self
 
-    def _add_columns(self, x: sp.csc_array, y: Any, threads: int) -> None:
-        """Count the rows, then go through the latents, a cacheful of events at a time."""
-        multi_label = sp.issparse(y)
-        self._grow_classes(y.shape[1] if multi_label else int(y.max(initial=-1)) + 1)
-        self._make_room(x.data)
-        self.n_rows += x.shape[0]
-        self.n_events += np.diff(x.indptr)
-        self.class_counts += np.bincount(y.indices if multi_label else y, minlength=self.n_classes)
-        chunks = ((x, y, start, stop) for start, stop in latent_blocks(x.indptr, _CHUNK))
+    def _add_columns(self, parts: list[tuple[sp.csc_array, Any]], threads: int) -> None:
+        """Count the rows of some parts, then go through the latents, a cacheful of events at a time."""
+        ends = np.zeros(self.n_latents + 1, np.int64)
+        for x, y in parts:
+            multi_label = sp.issparse(y)
+            self._grow_classes(y.shape[1] if multi_label else int(y.max(initial=-1)) + 1)
+            self._make_room(x.data)
+            self.n_rows += x.shape[0]
+            self.n_events += np.diff(x.indptr)
+            self.class_counts += np.bincount(y.indices if multi_label else y, minlength=self.n_classes)
+            ends += x.indptr
+        chunk = max(_CHUNK, _OF_PART * len(parts))
+        chunks = ((parts, start, stop) for start, stop in latent_blocks(ends, chunk))
         if threads < 2:
             for chunk in chunks:
                 self._add_chunk(*chunk)
         else:  # no two chunks have a latent in common
             deque(shared(self._add_chunk, chunks, threads), maxlen=0)
 
-    def _add_chunk(self, x: sp.csc_array, y: Any, start: int, stop: int) -> None:
+    def _add_chunk(self, parts: list[tuple[sp.csc_array, Any]], start: int, stop: int) -> None:
         """Add the events of the latents `start` … `stop` − 1."""
-        begin, end = int(x.indptr[start]), int(x.indptr[stop])
-        indptr, values = x.indptr[start : stop + 1] - begin, x.data[begin:end]
-        rows, weights = x.indices[begin:end], values.astype(np.float64)
-        if sp.issparse(y):
-            sums = sp.csr_array((weights, rows, indptr), shape=(stop - start, x.shape[0])) @ y
-        else:
-            # mode="clip" spares a bounds check that the indices of a checked matrix cannot fail.
-            labels = y.take(rows, mode="clip")
-            sums = sp.csr_array((weights, labels, indptr), shape=(stop - start, self.n_classes))
-        self.label_sums[start:stop] += sums.toarray()
-        if not self._bins[-1].table.shape[2]:
-            self._bins[+1].fill(start, indptr, values)
-            return
-        for sign in (+1, -1):
-            of_sign = values * sign > 0
-            before = np.concatenate([[0], np.cumsum(of_sign)]).astype(indptr.dtype)
-            self._bins[sign].fill(start, before[indptr], np.abs(values[of_sign]))
+        of_sign: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {+1: [], -1: []}
+        both = self._bins[-1].table.shape[2] > 0
+        for x, y in parts:
+            begin, end = int(x.indptr[start]), int(x.indptr[stop])
+            indptr, values = x.indptr[start : stop + 1] - begin, x.data[begin:end]
+            rows, weights = x.indices[begin:end], values.astype(np.float64)
+            if sp.issparse(y):
+                sums = sp.csr_array((weights, rows, indptr), shape=(stop - start, x.shape[0])) @ y
+            else:
+                # mode="clip" spares a bounds check that the indices of a checked matrix cannot fail.
+                labels = y.take(rows, mode="clip")
+                sums = sp.csr_array((weights, labels, indptr), shape=(stop - start, self.n_classes))
+            self.label_sums[start:stop] += sums.toarray()
+            if not both:
+                of_sign[+1].append((indptr, values))
+                continue
+            for sign, found in of_sign.items():
+                which = values * sign > 0
+                before = np.concatenate([[0], np.cumsum(which)]).astype(indptr.dtype)
+                found.append((before[indptr], np.abs(values[which])))
+        for sign, found in of_sign.items():
+            self._bins[sign].fill(start, found)
 
     def _grow_classes(self, n_classes: int) -> None:
         more = n_classes - self.n_classes
@@ -477,19 +500,18 @@ def _gauss(bins: _Bins, sign: int, start: int, stop: int) -> tuple[np.ndarray, .
 
 
 def _batches(shards: Iterable[Shard], n_latents: int, rows: int | None) -> Iterator[tuple[list[Shard]]]:
-    """What is sorted and added at a time: parts of a large shard, as views, or several small shards.
+    """What is sorted at a time: parts of a large shard, as views, or several small shards.
 
-    A batch holds at most `rows` rows; by default about 1,024 events per latent (2²⁰ … 2²⁵), several times as
-    many as it has bins: each batch adds all bins of a latent to the table.
+    A batch holds at most `rows` rows; by default about 512 events per latent (2²⁰ … 2²⁵).
     """
-    events = min(max(1024 * n_latents, 1 << 20), 1 << 25)
+    events = min(max(_PER_LATENT // 2 * n_latents, 1 << 20), _AT_ONCE)
     small: list[Shard] = []
     for shard in shards:
-        if rows is None and shard.x.nnz < events:
-            if small and sum(s.x.nnz for s in small) + shard.x.nnz > events:
+        if rows is None and shard.x.nnz < events // 4:
+            small.append(shard)
+            if sum(s.x.nnz for s in small) >= events // 2:
                 yield (small,)
                 small = []
-            small.append(shard)
             continue
         step = rows or max(1, -(-shard.n_rows // max(1, round(shard.x.nnz / events))))  # equal parts
         for begin in range(0, shard.n_rows, step):
