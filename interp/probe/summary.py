@@ -29,8 +29,8 @@ _MANTISSA_BITS = 4
 _PER_OCTAVE = 1 << _MANTISSA_BITS
 #: Key of the bin that starts at 2**-126, the smallest normal float32; smaller values join it.
 _LOWEST = _PER_OCTAVE
-#: Events whose bins are filled at a time, at least, and of each part: few enough to stay near the cache, enough
-#: that two threads seldom wait for Python's lock.
+#: Events whose bins are filled at a time, in all and of each part: few enough to stay near the cache, and so
+#: many that two threads seldom wait for Python's lock.
 _CHUNK, _OF_PART = 1 << 18, 1 << 17
 #: Events per latent that are added at a time, several times as many as it has bins (which all are added), and
 #: events in all.
@@ -262,8 +262,8 @@ class LatentSummary:
             self.n_events += np.diff(x.indptr)
             self.class_counts += np.bincount(y.indices if multi_label else y, minlength=self.n_classes)
             ends += x.indptr
-        chunk = max(_CHUNK, _OF_PART * len(parts))
-        chunks = ((parts, start, stop) for start, stop in latent_blocks(ends, chunk))
+        n_events = max(_CHUNK, _OF_PART * len(parts))
+        chunks = ((parts, start, stop) for start, stop in latent_blocks(ends, n_events))
         if threads < 2:
             for chunk in chunks:
                 self._add_chunk(*chunk)
