@@ -440,6 +440,10 @@ def test_wrong_calls_of_run_say_so(tmp_path):
         cluster.run(tasks, "processes", timeout_min=3)
     with pytest.raises(ValueError, match="retries must be 0 or more"):
         cluster.run(tasks, retries=-1)
+    for n_workers in (0, -1):  # all cores, and none for ever
+        for executor in cluster.executors.EXECUTORS:
+            with pytest.raises(ValueError, match=f"n_workers must be at least 1, .* got {n_workers}"):
+                cluster.run(tasks, executor, n_workers=n_workers)
     with pytest.raises(ValueError, match="tasks of one run, got those of 2"):
         cluster.run([*tasks, *plan(tmp_path / "other")])
 

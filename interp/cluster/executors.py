@@ -102,6 +102,8 @@ def run(
 
     Raises
     ------
+    ValueError, TypeError
+        For arguments that do not fit.
     TasksFailed
         If tasks failed in all attempts, once all others are done.
     Cancelled
@@ -122,12 +124,17 @@ def run(
         raise ValueError(f"executor must be one of {', '.join(EXECUTORS)}, got {executor!r}")
     if slurm_options and executor in ("inline", "processes"):
         raise TypeError(f"executor={executor!r} takes no option {next(iter(slurm_options))!r}")
+    if n_workers is not None and n_workers < 1:
+        raise ValueError(
+            f"n_workers must be at least 1, or None for as many as the cores allow; got {n_workers}"
+        )
     if retries < 0 or max_array < 1:
         raise ValueError(f"retries must be 0 or more and max_array 1 or more, got {retries} and {max_array}")
     folder = Path(folders.pop())
     threads = read_plan(folder)["threads"]
     waiting = [t for t in tasks if not t.done]
-    workers = min(n_workers or max(1, _cores() // threads), max(len(waiting), 1))
+    allowed = max(1, _cores() // threads) if n_workers is None else n_workers
+    workers = min(allowed, max(len(waiting), 1))
     (folder / CANCEL).unlink(missing_ok=True)
     works: _Executor
     if executor == "inline":
