@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import interp
 from interp.capture import Activations, Model, batching, capture, load_model, record, wrap
 from interp.capture.batching import pack, pad
 from interp.capture.check import judge, relative_error
@@ -219,6 +221,42 @@ def test_not_finite_is_refused_by_name() -> None:
             capture(model, sequences(), batch_tokens=1)
     finally:
         site.remove()
+
+
+@pytest.mark.parametrize("vectors", [None, {"v": torch.ones(32)}])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("sites", ["resid_post.1, embed", ["attn_out.0", "mlp_out.1", "mlp_out.0"]])
+def test_not_finite_is_seen_at_every_site(sites: Any, value: float, vectors: Any) -> None:
+    """Whatever order they are asked for in: what is wrong at one has not reached all the others."""
+    model = zoo("gpt2")
+
+    def plant(m: Any, a: Any, out: torch.Tensor) -> torch.Tensor:
+        if out.shape[1] != 9:
+            return out
+        out = out.clone()
+        out[0, 4, 7] = value
+        return out
+
+    planted = model.sites.module("mlp_out", 1).register_forward_hook(plant)
+    wrong = "resid_post.1" if "resid_post" in sites else "mlp_out.1"
+    options = {} if vectors is None else {"vectors": vectors, "keep_states": False}
+    try:
+        with pytest.raises(FloatingPointError, match=rf"'p3' \(and 0 others .* at {wrong} are not finite"):
+            capture(model, sequences(), sites=sites, batch_tokens=1, **options)
+    finally:
+        planted.remove()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(7, 32), (7, 4, 9), (1, 1)])
+def test_numbers_of_every_dtype_are_finite_or_not(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    rows = torch.full(shape, torch.finfo(dtype).max, dtype=dtype)  # their sum would not be finite
+    assert record._finite(rows)
+    assert record._finite(-rows)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        for at in (0, -1):
+            rows.fill_(1).view(-1)[at] = value
+            assert not record._finite(rows)
 
 
 # ------------------------------------------------------------------------------------ batches
@@ -477,6 +515,14 @@ def test_report_accounts_for_the_time() -> None:
 def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         capture(zoo("llama"), sequences(), **options)
+
+
+@pytest.mark.parametrize("name", ["tiny", Path("tiny")])
+def test_a_name_is_not_a_model(name: Any) -> None:
+    with pytest.raises(TypeError, match=rf"got a {type(name).__name__}: load .*load_model\('tiny'\)"):
+        interp.capture(name, ["Hello."])
+    with pytest.raises(TypeError, match=r"got a GPT2\w+: expected what .*wrap\(model"):
+        interp.capture(zoo("gpt2").hf, ["Hello."])
 
 
 def test_encoders_do_not_generate() -> None:

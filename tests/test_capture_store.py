@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from interp.capture import Activations, capture, store
 from interp.capture.check import relative_error
+from interp.capture.report import summary
 from interp.events import BatchEnd, CaptureBegin
 from interp.files import write_json
 
@@ -124,6 +125,35 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     again: list[Any] = []
     same(capture(model, prompts, out=tmp_path, iteration_hook=again.append, **OPTIONS), rest)
     assert not again, "a finished run was run again"
+
+
+def test_a_resumed_run_reports_what_it_did_and_what_was_there(tmp_path: Path) -> None:
+    model, prompts = zoo("llama"), sequences(0, LENGTHS)
+    stop = {"iteration_hook": lambda e: isinstance(e, BatchEnd) and e.batch == 2}
+    first = capture(model, prompts, out=tmp_path, **stop, **OPTIONS)
+    assert first.meta["report"]["n_resumed"] == 0
+    assert "already" not in summary(first.meta["report"])
+    rest = capture(model, prompts, out=tmp_path, **OPTIONS)
+    assert 0 < first.n_prompts < len(prompts)
+    for acts in (rest, Activations.load(tmp_path)):
+        assert acts.report.attrs["n_resumed"] == first.n_prompts
+        assert acts.report.attrs["tokens_real"] == rest.n_tokens - first.n_tokens
+        assert f"{first.n_prompts} prompt(s) were there already" in summary(acts.meta["report"])
+    older = {k: v for k, v in rest.meta["report"].items() if k != "n_resumed"}
+    assert "already" not in summary(older)
+
+
+def test_a_check_of_a_finished_run_is_not_passed_over_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, prompts = zoo("llama"), sequences(0, LENGTHS)
+    capture(model, prompts, out=tmp_path, check=2, **OPTIONS)
+    found = capture(model, prompts, out=tmp_path, **OPTIONS).check
+    assert found
+    assert not caplog.records
+    assert capture(model, prompts, out=tmp_path, check=3, **OPTIONS).check == found
+    assert "check=3 compared nothing" in caplog.text
+    assert str(tmp_path) in caplog.text
 
 
 def in_child(work: Callable[[], object]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -32,6 +33,8 @@ from interp.capture.tape import Tape
 from interp.events import BatchEnd, CaptureBegin, CaptureEnd, Emitter, Hook, bar
 
 __all__ = ["capture", "run_batch"]
+
+logger = logging.getLogger(__name__)
 
 #: Most series of numbers and most tokens that an event carries for a monitor: a log line is below 80 kB.
 SHOWN, SHOWN_TOKENS = 24, 120
@@ -86,7 +89,8 @@ def capture(
     batch_tokens : int or "auto"
         Padded tokens per batch, new ones included. "auto" goes by the memory that is free.
     check : int
-        Run this many prompts again alone, unpadded and without a cache, and compare.
+        Run this many prompts again alone, unpadded and without a cache, and compare. A run that goes on in
+        `out` checks some of those that were left; of a finished one nothing is checked (a warning says so).
     seed : int
         Seed of the draws.
     iteration_hook : callable or list of callable, optional
@@ -99,6 +103,8 @@ def capture(
 
     Raises
     ------
+    TypeError
+        If `model` is not a loaded one.
     ValueError
         If a prompt, site, layer or vector does not fit the model (named).
     FileExistsError
@@ -106,7 +112,7 @@ def capture(
     MemoryError
         If a single prompt does not fit in memory (named).
     FloatingPointError
-        If the model produced numbers that are not finite (prompts named).
+        If the model produced numbers that are not finite at any of the sites (site and prompt named).
     ArithmeticError
         If `check` finds a relative error above 1e-4 in float32.
 
@@ -116,6 +122,7 @@ def capture(
     about 1e-6. In bfloat16, matrix products round differently for different batch sizes: rows agree to about
     1e-2, and where two tokens are nearly as probable, greedy text can differ from a single run.
     """
+    _expect_model(model)
     emit = Emitter(iteration_hook)
     clock = Clock()
     with clock("tokenise"):
@@ -133,7 +140,15 @@ def capture(
 
     with closing(Memory() if out is None else Folder.create_or_resume(out, meta)) as store:
         done = {p for shard in store.shards for p in shard.prompts}
+        n_resumed = len(done)
         if store.complete:
+            if check:
+                logger.warning(
+                    "%s holds this run, finished: nothing was run again, and check=%d compared nothing. "
+                    "What the run itself found is in Activations.check",
+                    store.path,
+                    check,
+                )
             return Activations.load(out)  # type: ignore[arg-type]
         todo = [i for i in range(len(ids)) if i not in done]
         to_check = set(_spread(todo, lengths, check))
@@ -157,7 +172,7 @@ def capture(
                     n_batches=queue.n_batches,
                     batch_tokens=budget,
                     sites=job.sites,
-                    n_resumed=len(done),
+                    n_resumed=n_resumed,
                     estimated_bytes=costs.bytes,
                     estimated_seconds=costs.seconds,
                     memory_total=memory_total(model.device),
@@ -167,7 +182,7 @@ def capture(
         totals = {"real": 0, "padded": 0, "generated": 0}
         peak = 0
         with model.attention_for(job.sites), bar(len(ids), "capture", "prompt") as progress:
-            progress.update(len(done))
+            progress.update(n_resumed)
             while queue and not emit.stop:
                 began, before = time.perf_counter(), dict(clock.stages)
                 batch = queue.take()
@@ -179,7 +194,8 @@ def capture(
                     queue.halve(batch, names)
                     continue
                 shard = ran.shard(model, batch, batch_ids)
-                _expect_finite(shard, names)
+                with clock("host"):
+                    _expect_finite(shard, names)
                 chosen = [k for k, i in enumerate(batch) if i in to_check]
                 if chosen:
                     with clock("check"):
@@ -219,7 +235,7 @@ def capture(
                     )
         twins = meta["same_as"]
         meta["check"] = {s: errors[twins.get(s, s)] for s in job.sites} if errors else {}
-        meta["report"] = build(clock, totals, peak, queue.budget, queue.taken, model)
+        meta["report"] = build(clock, totals, peak, queue.budget, queue.taken, n_resumed, model)
         if len(done) == len(ids):
             store.finish(meta)
         if emit:
@@ -329,19 +345,33 @@ def _spread(todo: Sequence[int], lengths: Sequence[int], k: int) -> list[int]:
     return [order[round(j * (len(order) - 1) / max(k - 1, 1))] for j in range(k)]
 
 
-def _expect_finite(shard: Shard, names: Sequence[str]) -> None:
-    """Raise if the last site has NaN or infinity: what is wrong anywhere has reached it."""
-    rows = next(reversed(shard.tensors.values()))
-    if torch.isfinite(rows).all():
+def _expect_model(model: Any) -> None:
+    """Raise for a name, or anything else that is not a loaded model."""
+    if isinstance(model, Model):
         return
-    bad = [
-        n for n, part in zip(names, rows.split(shard.lengths), strict=True) if not torch.isfinite(part).all()
-    ]
-    raise FloatingPointError(
-        f"the states of prompt {bad[0]!r} (and {len(bad) - 1} others of its batch) are not finite: load "
-        "the model with "
-        "dtype='float32' or 'bfloat16'"
-    )
+    if isinstance(model, (str, os.PathLike)):
+        advice = f"load it first, interp.load_model({os.fspath(model)!r})"
+    else:
+        advice = "expected what interp.load_model returns, or interp.capture.wrap(model, tokenizer)"
+    raise TypeError(f"model: got a {type(model).__name__}: {advice}")
+
+
+def _expect_finite(shard: Shard, names: Sequence[str]) -> None:
+    """Raise if any site has NaN or infinity: one site need not have reached another that was asked for."""
+    for key, rows in shard.tensors.items():
+        if _finite(rows):
+            continue
+        bad = [n for n, part in zip(names, rows.split(shard.lengths), strict=True) if not _finite(part)]
+        raise FloatingPointError(
+            f"the states of prompt {bad[0]!r} (and {len(bad) - 1} others of its batch) at "
+            f"{key.removeprefix(PROJECTION)} are not finite: load the model with "
+            "dtype='float32' or 'bfloat16'"
+        )
+
+
+def _finite(rows: Tensor) -> bool:
+    """Whether all numbers are finite. The extremes are NaN if any is, and take no second copy of the rows."""
+    return bool(torch.stack(rows.aminmax()).isfinite().all())
 
 
 def _shown(shard: Shard, job: Job) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Clock", "Costs", "estimate_costs", "summary", "table"]
 
-#: The stages, in order. "record" is copying rows inside the hooks, "host" bringing them to the CPU in order.
+#: The stages, in order. "record" is copying rows inside the hooks, "host" bringing them to the CPU in order
+#: and seeing that they are finite.
 STAGES = ("tokenise", "prefill", "decode", "record", "project", "host", "check", "write")
 
 
@@ -127,9 +128,18 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def build(
-    clock: Clock, totals: dict[str, int], peak: int, budget: int, n_batches: int, model: Model
+    clock: Clock,
+    totals: dict[str, int],
+    peak: int,
+    budget: int,
+    n_batches: int,
+    n_resumed: int,
+    model: Model,
 ) -> dict[str, Any]:
-    """The report of a run, as it stands in the manifest."""
+    """The report of a run, as it stands in the manifest: of its last leg, if it was resumed.
+
+    `n_resumed` prompts were finished before it, and are in none of the other numbers.
+    """
     return {
         "load_seconds": model.load_seconds,
         "stages": clock.stages,
@@ -138,6 +148,7 @@ def build(
         "memory_total": memory_total(model.device),
         "batch_tokens": budget,
         "n_batches": n_batches,
+        "n_resumed": n_resumed,
     }
 
 
@@ -149,7 +160,8 @@ def table(report: dict[str, Any]) -> pd.DataFrame:
     DataFrame
         Indexed by stage: ``seconds``, ``share`` of the run, and tokens per second ``real`` and ``padded`` of
         the model's passes and of the whole. "load" stands first and is not part of the total: a model is
-        loaded once for any number of runs. ``attrs`` holds the rest of the report.
+        loaded once for any number of runs. ``attrs`` holds the rest of the report; its ``n_resumed`` prompts
+        were finished by earlier runs in the same folder, and are in none of the other numbers.
     """
     import pandas as pd
 
@@ -183,16 +195,22 @@ def table(report: dict[str, Any]) -> pd.DataFrame:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """The report in three sentences: time, padding, and whether the machine is used."""
+    """The report in three sentences: time, padding, and whether the machine is used; a fourth if resumed."""
     stages = report["stages"]
     total = sum(stages.values())
     model_share = (stages.get("prefill", 0.0) + stages.get("decode", 0.0)) / total if total else 0.0
     waste = 1 - report["tokens_real"] / report["tokens_padded"] if report["tokens_padded"] else 0.0
     used = report["bytes_peak"] / report["memory_total"] if report["memory_total"] else 0.0
+    n_resumed = report.get("n_resumed", 0)  # older manifests do not say
+    earlier = (
+        f" {n_resumed:,} prompt(s) were there already, from an earlier run, and are in none of these numbers."
+        if n_resumed
+        else ""
+    )
     return (
         f"{report['tokens_real']:,} tokens in {total:.2f} s, {model_share:.0%} of it inside the model "
         f"(loading took another {report['load_seconds']:.2f} s). Padding was {waste:.1%} of what the model "
         "saw, in "
         f"{report['n_batches']} batch(es) of up to {report['batch_tokens']:,} tokens. Memory in use: "
-        f"{describe(report['bytes_peak'])} of {describe(report['memory_total'])} ({used:.0%})."
+        f"{describe(report['bytes_peak'])} of {describe(report['memory_total'])} ({used:.0%}).{earlier}"
     )
