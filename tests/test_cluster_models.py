@@ -194,6 +194,16 @@ def test_checks_of_all_tasks_are_kept(world, prompts, tmp_path):
     assert 0 < max(each) < 1e-4
 
 
+def test_a_load_that_tasks_share_is_counted_once(world, prompts, tmp_path):
+    tasks = cluster.plan(prompts, tmp_path / "run", job="capture", n_tasks=3, model=world, **CAPTURE)
+    whole = cluster.merge(cluster.run(tasks, "inline")).meta["report"]
+    each = [Activations.load(t.path / "activations").meta["report"] for t in tasks]
+    assert len({r["load_seconds"] for r in each}) == 1
+    assert whole["load_seconds"] == each[0]["load_seconds"] > 0
+    assert whole["tokens_real"] == sum(r["tokens_real"] for r in each)
+    assert whole["n_resumed"] == 0
+
+
 def test_tasks_that_ran_elsewhere_differently_are_not_merged(world, prompts, tmp_path):
     tasks = cluster.plan(prompts, tmp_path / "run", job="capture", n_tasks=2, model=world, **CAPTURE)
     cluster.run(tasks, "inline")
@@ -374,6 +384,44 @@ def test_what_a_plan_cannot_keep_is_refused(world, tmp_path):
     with pytest.raises(ValueError, match="shard_size must be at least 1"):
         cluster.plan(small_pack(), out, job="lenses", model=world, site="embed", shard_size=0)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1}, "temperature must be 0"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be 0 or more"),
+        ({"check": -1}, "check must be 0 or more"),
+        ({"tier": 4}, "tier must be 2 or 3, got 4"),
+        ({"tier": 2, "sites": "embed"}, "sites or tier, not both"),
+        ({"layer": 1}, "layer belongs to tier=3"),
+        ({"keep_states": False}, "keeps nothing"),
+        ({"sites": "embed, resid_pots.1"}, "'resid_pots.1': the kinds of sites are embed, resid_pre"),
+        ({"sites": ["embed", "resid"]}, "unknown site 'resid'"),
+    ],
+)
+def test_a_capture_that_cannot_be_is_refused_when_it_is_planned(world, tmp_path, options, message):
+    """Not by every task, once it has loaded the model, and twice again."""
+    with pytest.raises(ValueError, match=message):
+        cluster.plan(["hello"], tmp_path / "run", job="capture", model=world, **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"f1_target": 7}, "f1_target must be in"),
+        ({"f1_rule": "upper"}, "f1_rule must be 'lower' or 'point', got 'upper'"),
+        ({"head": "tree"}, "head must be 'linear' or 'mlp', got 'tree'"),
+        ({"growth": [20, 10]}, "growth must be increasing"),
+        ({"site": "resid_pots.1"}, "unknown site 'resid_pots.1'"),
+    ],
+)
+def test_lenses_that_cannot_be_are_refused_when_they_are_planned(world, tmp_path, options, message):
+    options = {"site": "embed", **options}
+    with pytest.raises(ValueError, match=message):
+        cluster.plan(small_pack(), tmp_path / "run", job="lenses", model=world, **options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_prompts_and_model_by_path_are_those_themselves(world, tmp_path):

@@ -17,12 +17,47 @@ from interp.capture.prompts import Prompts
 from interp.capture.sites import RESIDUAL_KINDS, split
 from interp.capture.tape import same_as
 
-__all__ = ["TIER2", "Job", "Vectors"]
+__all__ = ["TIER2", "Job", "Vectors", "expect_consistent"]
 
 Vectors = Mapping[str, "Tensor | Mapping[str, Tensor]"]
 
 #: Kinds that tier 2 takes at every layer.
 TIER2 = ("resid_pre", "resid_mid", "resid_post")
+
+
+def expect_consistent(
+    *,
+    sites: str | Iterable[str] | None = None,
+    tier: int | None = None,
+    layer: int | None = None,
+    vectors: Mapping[str, Any] | None = None,
+    keep_states: bool | None = None,
+) -> None:
+    """Refuse what contradicts itself, before there is a model.
+
+    Parameters
+    ----------
+    sites : str or iterable of str, optional
+    tier : {2, 3}, optional
+    layer : int, optional
+    vectors : mapping, optional
+    keep_states : bool, optional
+        As in `interp.capture`.
+
+    Raises
+    ------
+    ValueError
+        If sites come beside a tier, or a layer without tier 3; if there is no such tier; if nothing would be
+        kept.
+    """
+    if tier is not None and sites is not None:
+        raise ValueError("give sites or tier, not both")
+    if tier not in (None, 2, 3):
+        raise ValueError(f"tier must be 2 or 3, got {tier!r}")
+    if layer is not None and tier != 3:
+        raise ValueError("layer belongs to tier=3; otherwise name the layer in the site ('resid_post.5')")
+    if keep_states is not None and not keep_states and not vectors:
+        raise ValueError("keep_states=False without vectors keeps nothing: give vectors to project on")
 
 
 @dataclass(frozen=True)
@@ -68,6 +103,7 @@ class Job:
         ValueError
             If something does not fit the model or contradicts itself.
         """
+        expect_consistent(sites=sites, tier=tier, layer=layer, vectors=vectors, keep_states=keep_states)
         model.verify_sites()
         if generator.max_new_tokens and not model.is_causal:
             raise ValueError(
@@ -77,8 +113,6 @@ class Job:
         resolved = _sites(model, sites, tier, layer)
         names, matrices = _matrices(model, resolved, vectors or {})
         keep = keep_states if keep_states is not None else not (tier == 2 and names)
-        if not keep and not names:
-            raise ValueError("keep_states=False without vectors keeps nothing: give vectors to project on")
         if not keep:
             resolved = tuple(s for s in resolved if s in names)
         return cls(resolved, names, matrices, keep, generator)
@@ -129,19 +163,13 @@ class Job:
 def _sites(
     model: Model, sites: str | Iterable[str] | None, tier: int | None, layer: int | None
 ) -> tuple[str, ...]:
-    if tier is not None and sites is not None:
-        raise ValueError("give sites or tier, not both")
-    if layer is not None and tier != 3:
-        raise ValueError("layer belongs to tier=3; otherwise name the layer in the site ('resid_post.5')")
     if tier is None:
         return model.sites.resolve("resid_post.*" if sites is None else sites)
     kinds = [k for k in model.sites.kinds() if k != "embed"]
     if tier == 2:
         return model.sites.resolve(f"{k}.{i}" for i in range(model.n_layers) for k in TIER2 if k in kinds)
-    if tier == 3:
-        layer = model.n_layers // 2 if layer is None else layer
-        return model.sites.resolve(f"{k}.{layer}" for k in kinds)
-    raise ValueError(f"tier must be 2 or 3, got {tier!r}")
+    layer = model.n_layers // 2 if layer is None else layer
+    return model.sites.resolve(f"{k}.{layer}" for k in kinds)
 
 
 def _matrices(

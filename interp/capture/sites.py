@@ -145,10 +145,8 @@ class Sites:
         ValueError
             If a kind or a layer does not exist, with a list of what does.
         """
-        if isinstance(patterns, str):
-            patterns = [p.strip() for p in patterns.split(",")]
         found: dict[str, None] = {}
-        for pattern in patterns if isinstance(patterns, Iterable) else (patterns,):
+        for pattern in _names(patterns):
             kind, _, layer = str(pattern).partition(".")
             if kind not in self.kinds() or (kind == "embed") != (layer == ""):
                 raise ValueError(
@@ -271,6 +269,31 @@ class Sites:
                     self.family = OUTSIDE
                     break
         self.verified = True
+
+
+def expect_kinds(patterns: str | Iterable[str]) -> None:
+    """Refuse names of a kind that no model has, before there is a model to `Sites.resolve` them.
+
+    Parameters
+    ----------
+    patterns : str or iterable of str
+        As in `Sites.resolve`.
+
+    Raises
+    ------
+    ValueError
+        Naming the first such name.
+    """
+    for pattern in _names(patterns):
+        if str(pattern).partition(".")[0] not in KINDS:
+            raise ValueError(f"unknown site {pattern!r}: the kinds of sites are {', '.join(KINDS)}")
+
+
+def _names(patterns: str | Iterable[str]) -> Iterable[str]:
+    """One by one: a string may hold several, and what is neither is a name that will not be found."""
+    if isinstance(patterns, str):
+        return [p.strip() for p in patterns.split(",")]
+    return patterns if isinstance(patterns, Iterable) else (patterns,)
 
 
 def split(site: str) -> tuple[str, int]:

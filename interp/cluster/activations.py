@@ -20,9 +20,10 @@ import torch
 from interp.capture.activations import Activations
 from interp.capture.batching import pack
 from interp.capture.generate import Generator
-from interp.capture.job import Job
+from interp.capture.job import Job, expect_consistent
 from interp.capture.prompts import Prompt, Prompts
 from interp.capture.record import capture
+from interp.capture.sites import expect_kinds
 from interp.capture.store import Folder, open_folder
 from interp.cluster import models
 from interp.cluster.tasks import Planned, Task, check_options, cut, made_by
@@ -55,6 +56,14 @@ def plan(prompts: Any, n_tasks: int, *, vectors: Any = None, **options: Any) -> 
     Returns
     -------
     Planned
+
+    Raises
+    ------
+    ValueError, TypeError
+        If options are unknown, contradict each other or are out of range, or no
+        model has such a kind of site. Whether the model has these layers
+        and kinds of sites, the width of the vectors and room for the prompts is seen by the tasks, which load
+        it.
     """
     if isinstance(prompts, (str, os.PathLike)):
         prompts = Prompts.from_file(prompts)
@@ -62,6 +71,12 @@ def plan(prompts: Any, n_tasks: int, *, vectors: Any = None, **options: Any) -> 
         prompts = Prompts(prompts)
     models.check(options)
     check_options("capture", options, _OPTIONS)
+    expect_consistent(vectors=vectors, **{k: options[k] for k in _WHAT if k in options})
+    if options.get("sites") is not None:
+        expect_kinds(options["sites"])
+    _generator(options)
+    if options.get("check", 0) < 0:
+        raise ValueError(f"check must be 0 or more, got {options['check']}")
     inputs: dict[str, dict[str, Any]] = {"prompts.json": {"prompts": [_plain(p) for p in prompts]}}
     if vectors is not None:
         inputs["vectors.json"] = {name: _numbers(v) for name, v in vectors.items()}
@@ -80,7 +95,7 @@ def work(task: Task, spec: dict[str, Any], emit: Emitter) -> None:
     model = models.load(spec)
     generation = {k: spec[k] for k in _GENERATION if k in spec}
     what = {**{k: spec[k] for k in _WHAT if k in spec}, "vectors": vectors}
-    generator = Generator(**{"max_new_tokens": 0, **generation})
+    generator = _generator(spec)
     ids = prompts.encode(model, max_new_tokens=generator.max_new_tokens)
     batches = pack([len(seq) for seq in ids], spec["batch_tokens"], new_tokens=generator.max_new_tokens)
     places = sorted(i for batch in _share(batches, ids, task.start, spec["shares"]) for i in batch)
@@ -136,6 +151,10 @@ def merge(tasks: Sequence[Task], spec: dict[str, Any]) -> Activations:
     return Activations.load(out)
 
 
+def _generator(options: dict[str, Any]) -> Generator:
+    return Generator(**{"max_new_tokens": 0, **{k: options[k] for k in _GENERATION if k in options}})
+
+
 def _share(
     batches: list[list[int]], ids: Sequence[Sequence[int]], share: int, n_shares: int
 ) -> list[list[int]]:
@@ -173,7 +192,10 @@ def _worst(checks: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _sum(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """The report of the whole: seconds and tokens add up; memory and batch size are the largest."""
+    """The report of the whole: seconds and tokens add up; load, memory and batch size are the largest.
+
+    The tasks of a process share one load, and each tells of it.
+    """
     out: dict[str, Any] = {"stages": {}}
     for report in reports:
         for name, seconds in report["stages"].items():
@@ -181,6 +203,6 @@ def _sum(reports: list[dict[str, Any]]) -> dict[str, Any]:
         for name, value in report.items():
             if name == "stages":
                 continue
-            largest = name in ("bytes_peak", "memory_total", "batch_tokens")
+            largest = name in ("load_seconds", "bytes_peak", "memory_total", "batch_tokens")
             out[name] = max(out.get(name, 0), value) if largest else out.get(name, 0) + value
     return out

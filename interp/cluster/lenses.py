@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from interp.capture.sites import expect_kinds
 from interp.cluster import models
 from interp.cluster.tasks import Cancelled, Planned, Task, check_options, cut, made_by
 from interp.events import Emitter, Event, LensEnd, LensIteration, TrainBegin, TrainEnd
@@ -22,7 +23,7 @@ from interp.files import read_json
 from interp.lens.concepts import ConceptPack
 from interp.lens.library import Lenses
 from interp.lens.report import LensReport
-from interp.lens.train import train_lenses
+from interp.lens.train import expect_options, train_lenses
 
 __all__ = ["merge", "plan", "work"]
 
@@ -40,6 +41,8 @@ _TRAINING = (
     "batch_tokens",
 )
 _OPTIONS = (*models.OPTIONS, "site", *_TRAINING)
+#: Those of them that can be wrong with any model and pack.
+_CHECKED = ("f1_target", "f1_rule", "growth", "head")
 
 
 def plan(
@@ -70,16 +73,27 @@ def plan(
     Returns
     -------
     Planned
+
+    Raises
+    ------
+    ValueError, TypeError
+        If options are unknown or out of range, a concept is not in the pack, or no model has such
+        a kind of site. Whether this one has the site, the pooling, the shares and leaks between the splits of
+        the pack are looked at by the tasks.
     """
     pack = pack if isinstance(pack, ConceptPack) else ConceptPack.load(pack)
     models.check(options)
     check_options("lenses", options, _OPTIONS)
+    defaults: dict[str, Any] = train_lenses.__kwdefaults__ or {}
+    expect_options(**{k: options.get(k, defaults[k]) for k in _CHECKED})
     if "site" not in options:
         raise TypeError("a plan of lenses needs site=, such as 'resid_post.2'")
+    expect_kinds(options["site"])
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
     chosen = [c.id for c in pack] if concepts is None else list(dict.fromkeys(concepts))
-    unknown = [c for c in chosen if c not in pack]
+    known = {c.id for c in pack}
+    unknown = [c for c in chosen if c not in known]
     if unknown or not chosen:
         raise ValueError(
             f"concepts: {unknown[0]!r} is not in the pack" if unknown else "there are no concepts"

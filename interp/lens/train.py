@@ -20,7 +20,7 @@ from interp.threads import torch_threads
 if TYPE_CHECKING:
     from interp.capture.model import Model
 
-__all__ = ["train_lenses"]
+__all__ = ["expect_options", "train_lenses"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def train_lenses(
     fit yet. A later call with the same `bank` forwards none of the prompts again.
     """
     started = time.perf_counter()
-    _check(f1_target=f1_target, f1_rule=f1_rule, growth=growth, head=head)
+    expect_options(f1_target=f1_target, f1_rule=f1_rule, growth=growth, head=head)
     pack = pack if isinstance(pack, ConceptPack) else ConceptPack.load(pack)
     chosen = [c.id for c in pack] if concepts is None else list(dict.fromkeys(concepts))
     for c in chosen:
@@ -171,7 +171,22 @@ def train_lenses(
     return lenses
 
 
-def _check(*, f1_target: float, f1_rule: str, growth: Sequence[int], head: str) -> None:
+def expect_options(*, f1_target: float, f1_rule: str, growth: Sequence[int], head: str) -> None:
+    """Refuse options of `train_lenses` that are wrong with any model and pack.
+
+    Parameters
+    ----------
+    f1_target : float
+    f1_rule : str
+    growth : sequence of int
+    head : str
+        As in `train_lenses`.
+
+    Raises
+    ------
+    ValueError
+        Naming the option, what it was and what it may be.
+    """
     if not 0 < f1_target <= 1:
         raise ValueError(f"f1_target must be in (0, 1], got {f1_target}")
     if f1_rule not in ("lower", "point"):
