@@ -46,6 +46,14 @@ def test_levels_one_after_the_other(model, tmp_path):
     assert torch.equal(again.weight, lenses.weight)
 
 
+def test_a_level_named_twice_is_trained_once(model, tmp_path):
+    log = []
+    options = {"site": SITE, "out": tmp_path, "growth": (10,), "iteration_hook": log.append}
+    lenses = train_by_level(model, lens_world.pack(), levels=[1, 1], **options)
+    assert sum(e.kind == "TrainBegin" for e in log) == 1
+    assert len(lenses.reports) == len(Lenses.load(tmp_path / "lenses").reports) == 2
+
+
 def test_a_killed_training_goes_on(tmp_path, model):
     """kill −9 in the second level: the first is not trained again, and no prompt is forwarded twice."""
     code = f"""

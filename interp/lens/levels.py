@@ -47,7 +47,7 @@ def train_by_level(
         set). Called again after a kill, levels that are finished are read, and nothing in the bank is
         forwarded again.
     levels : sequence of int, optional
-        Ontology levels (not model layers); all by default.
+        Ontology levels (not model layers), each trained once; all by default.
     seed : int
     iteration_hook : callable or list of callable, optional
         As in `train_lenses`; a stop ends the level under way and begins no other.
@@ -72,7 +72,7 @@ def train_by_level(
     pack = pack if isinstance(pack, ConceptPack) else ConceptPack.load(pack)
     if not isinstance(model, Model):
         model = load_model(model)
-    chosen = list(pack.levels) if levels is None else [int(k) for k in levels]
+    chosen = list(pack.levels) if levels is None else list(dict.fromkeys(int(k) for k in levels))
     for level in chosen:
         if level not in pack.levels:
             raise ValueError(f"pack {pack.name!r} has no level {level}; it has {pack.levels}")
