@@ -71,6 +71,27 @@ def test_scores_of_all_lenses_on_all_tokens(lenses, acts):
         torch.testing.assert_close(lens.score(acts), scores[:, k])
 
 
+def test_what_iterating_gives_is_in_them(lenses):
+    assert all(lens in lenses for lens in lenses)
+    assert all(c in lenses for c in lenses.ids)
+    one = lenses.ids[0]
+    others = Lenses(
+        [r for r in lenses.reports if r.concept != one],
+        lenses.weight[1:],
+        lenses.bias[1:],
+        lenses.mean,
+        lenses.scale,
+        {k: v[1:] for k, v in lenses.negatives.items()},
+        lenses.meta,
+    )
+    assert lenses[one] not in others
+    assert one not in others
+    pack = lens_world.pack()
+    assert all(concept in pack for concept in pack)
+    assert pack["bird"].id in pack
+    assert dataclasses.replace(pack["bird"], id="zebra") not in pack
+
+
 def test_text_tensor_and_activations_agree(lenses, acts):
     scores = lenses.score(acts)
     torch.testing.assert_close(lenses.score(acts[SITE], site=SITE), scores)

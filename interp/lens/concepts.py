@@ -104,7 +104,8 @@ class Concept:
 class ConceptPack:
     """Concepts and how they are related.
 
-    Iterating gives the concepts in the order of the file; ``pack[id]`` one of them.
+    Iterating gives the concepts in the order of the file; ``pack[id]`` one of them. ``in`` takes an id, or a
+    `Concept` by its id.
 
     Parameters
     ----------
@@ -249,8 +250,8 @@ class ConceptPack:
     def __iter__(self) -> Iterator[Concept]:
         return iter(self._concepts.values())
 
-    def __contains__(self, concept_id: object) -> bool:
-        return concept_id in self._concepts
+    def __contains__(self, concept: object) -> bool:
+        return (concept.id if isinstance(concept, Concept) else concept) in self._concepts
 
     def __getitem__(self, concept_id: str) -> Concept:
         try:

@@ -38,7 +38,8 @@ class LensMismatch(ValueError):
 class Lenses:
     """All lenses of one training.
 
-    Made by `train_lenses` or `Lenses.load`. ``lenses[id]`` is one `Lens`; iterating gives those with weights.
+    Made by `train_lenses` or `Lenses.load`. ``lenses[id]`` is one `Lens`; iterating gives those with weights;
+    ``in`` takes an id, or a `Lens` by its id.
     After a stop some of those have grade U, with the reason in ``why``, and no thresholds (`train_lenses`).
 
     Parameters
@@ -113,7 +114,7 @@ class Lenses:
         return (self[c] for c in self.ids)
 
     def __contains__(self, concept: object) -> bool:
-        return concept in self._column
+        return (concept.concept if isinstance(concept, Lens) else concept) in self._column
 
     def __getitem__(self, concept: str) -> Lens:
         if concept in self._column:
