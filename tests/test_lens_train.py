@@ -513,6 +513,21 @@ def test_a_bank_of_something_else_is_refused(model, bank):
         train_lenses(model, lens_world.pack(), site="resid_post.0", bank=bank)
 
 
+def test_what_a_given_bank_cannot_follow_is_refused(model, bank):
+    """Rows are made as the bank was told: another seed or batch would be ignored."""
+    with pytest.raises(ValueError, match="batch_tokens=64 has no effect beside a bank"):
+        train_lenses(model, lens_world.pack(), site=SITE, bank=bank, batch_tokens=64)
+    continued = Bank(model, SITE, continuation=2, temperature=1.0, seed=3)
+    options = {"site": SITE, "bank": continued, "continuation": 2, "concepts": ["bird"], "growth": (10,)}
+    with pytest.raises(ValueError, match="the bank's seed is 3, the training wants 4"):
+        train_lenses(model, lens_world.pack(), seed=4, **options)
+    assert continued.n_forwarded == 0
+    assert len(train_lenses(model, lens_world.pack(), seed=3, **options)) == 1
+    # Without a continuation nothing in a bank is drawn.
+    options = {"site": SITE, "bank": bank, "concepts": ["bird"], "growth": (10,)}
+    assert len(train_lenses(model, lens_world.pack(), seed=bank.seed + 1, **options)) == 1
+
+
 def test_nan_activations_are_named(tmp_path):
     broken = lens_world.model()
     with torch.no_grad():

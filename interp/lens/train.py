@@ -83,10 +83,11 @@ def train_lenses(
     dtype : str or torch.dtype, optional
         To load the model in, if `model` is a name. Fits are in float32 whatever it is.
     batch_tokens : int or "auto"
-        See `interp.capture`.
+        See `interp.capture`. A `Bank` has its own; beside one, only "auto".
     bank : Bank or path, optional
         Activations to read and add to; a folder outlives the run, and a killed run finds its rows there.
     seed : int
+        With a `Bank` that continues its prompts, the bank's.
     iteration_hook : callable or list of callable, optional
         Gets `TrainBegin`, `LensIteration`, `LensEnd`, `TrainEnd`, and `BatchEnd` of the forward passes
         between them. May return True to stop: see Notes.
@@ -116,8 +117,9 @@ def train_lenses(
     expect_options(f1_target=f1_target, f1_rule=f1_rule, growth=growth, head=head)
     pack = pack if isinstance(pack, ConceptPack) else ConceptPack.load(pack)
     chosen = [c.id for c in pack] if concepts is None else list(dict.fromkeys(concepts))
+    known = {c.id for c in pack}
     for c in chosen:
-        if c not in pack:
+        if c not in known:
             raise ValueError(f"concepts: {c!r} is not in pack {pack.name!r}")
     about_pack = {"name": pack.name, "version": pack.version, "hash": pack.hash}
     emit = Emitter(iteration_hook)
@@ -228,11 +230,17 @@ def _bank(
             folder=bank,
             batch_tokens=batch_tokens,
         )
+    if batch_tokens != "auto":
+        raise ValueError(
+            f"batch_tokens={batch_tokens!r} has no effect beside a bank, which was made with "
+            f"batch_tokens={bank.batch_tokens!r}: leave it out here, give it to Bank(...)"
+        )
     for name, mine, other in (
         ("model", bank.model.fingerprint, model.fingerprint),
         ("site", bank.site, found[0]),
         ("pooling", bank.pooling, pooling),
         ("continuation", bank.continuation, continuation),
+        ("seed", bank.seed if continuation else seed, seed),  # of the continuations alone
     ):
         if mine != other:
             raise ValueError(
