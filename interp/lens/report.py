@@ -38,7 +38,9 @@ class LensReport:
     n_iter : int
         Fits, one per number of samples.
     stop_reason : str
-        target_met, no_more_data, budget, stopped; "" if there was nothing to fit.
+        Why the lens stopped growing. ``target_met``; ``no_more_data``: the pack has no more examples;
+        ``budget``: it has, but the last number of `growth` was used, or ``max_seconds`` were over (then
+        `n_samples` is below that number); ``stopped`` by a hook. "" if there was nothing to fit.
     forced_on : bool
         Blocking validation keeps (or would keep) the lens in training after the target is met.
     extra_iterations : int
