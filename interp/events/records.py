@@ -117,7 +117,7 @@ class FitBegin(Event):
     n_slabs: int
     class_slab_size: int
     latent_block_size: int
-    row_batch_size: int
+    row_batch_size: int  #: 0 for "auto"
     max_iter: int
     tol: float
     device: str
@@ -126,7 +126,11 @@ class FitBegin(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SlabBegin(Event):
-    """The pairs (every latent) × (classes ``class_start`` … ``class_stop − 1``) start."""
+    """The pairs (latents with an event) × (classes ``class_start`` … ``class_stop − 1``) start.
+
+    A latent that never fires is in no slab: ``n_pairs`` here, of `IterationEnd` and of `SlabEnd` leaves its
+    pairs out, that of `FitEnd` counts every pair.
+    """
 
     slab: int
     n_slabs: int
@@ -205,10 +209,10 @@ class FitEnd(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBegin(Event):
-    """A lens training starts; ``n_prompts`` counts the prompts of the bank."""
+    """A lens training starts."""
 
     n_lenses: int
-    n_prompts: int
+    n_prompts: int  #: texts to train on and to select by; those of grades and baselines come on top
     site: str
     f1_target: float
     validation_blocking: bool

@@ -129,7 +129,8 @@ class LensDigest(Digest):
         rows.append(["grades", ", ".join(f"{g} {n:,}" for g, n in self.grades.items())])
         if b:
             rows.append(["site", b.site])
-            rows.append(["prompts", f"{b.n_prompts:,} to train on; {self.n_forwarded:,} forwarded in all"])
+            grown = f"{b.n_prompts:,} to train on and select by"
+            rows.append(["prompts", f"{grown}; {self.n_forwarded:,} forwarded in all"])
             how = "blocking" if b.validation_blocking else "advisory"
             rows.append(["validation", f"{how}; blocking iterations {self.extra_iterations:,}"])
         rows.append(["fits", f"{self.n_fits:,}"])
