@@ -153,7 +153,7 @@ def probe(
     ridge: Annotated[float, typer.Option(help="Ridge on w and on b − logit(prevalence).")] = 1e-8,
     max_iter: Annotated[int, typer.Option(help="LM iterations at most.")] = 100,
     tol: Annotated[float, typer.Option(help="Largest scaled gradient of a converged pair.")] = 1e-6,
-    threshold: Annotated[float, typer.Option(help="Probability from which a row counts as positive.")] = 0.5,
+    threshold: Annotated[float, typer.Option(help="Probability above which a row counts as positive.")] = 0.5,
     top: Annotated[int, typer.Option(help="Print the best latent of so many classes.")] = 10,
     log: Log = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
@@ -163,7 +163,7 @@ def probe(
         raise FileExistsError(f"{out} exists: give another --out, or --force to overwrite it")
     from interp.files import expect_writable
     from interp.probe import Sparse1DProbe
-    from interp.probe.files import RowShards, write_metrics_npz
+    from interp.probe.files import RowShards
 
     expect_writable(out.parent)
     rows = RowShards(code, labels)
@@ -171,17 +171,7 @@ def probe(
     fitted = Sparse1DProbe(ridge=ridge, max_iter=max_iter, tol=tol)
     with _logged(log) as hook:
         fitted.fit(x, n_classes=n_classes, iteration_hook=hook)
-    tp, fp, tn, fn = fitted.confusion(x, threshold=threshold)
-    write_metrics_npz(
-        out,
-        loss=fitted.loss_matrix(x),
-        weights=fitted.coef_,
-        biases=fitted.intercept_,
-        tp=tp,
-        fp=fp,
-        tn=tn,
-        fn=fn,
-    )
+    fitted.write_metrics(out, x, threshold=threshold)
     print(f"{fitted.coef_.size:,} pairs → {out}")
     print(fitted.best_latents(1).head(top).to_string(index=False))
 
@@ -214,7 +204,7 @@ def lenses(
         trained = train_by_level(
             loaded,
             pack,
-            site=site or f"resid_post.{(loaded.n_layers - 1) // 2}",
+            site=site or f"resid_post.{loaded.n_layers // 2}",
             out=out,
             levels=level,
             seed=seed,

@@ -86,6 +86,12 @@ def test_probe_writes_what_its_neighbours_read(call, code_and_labels, tmp_path):
         assert found["fp"][1, 1] == ((p >= 0.5) & (y != 1)).sum()
         assert (found["tp"] + found["fp"] + found["tn"] + found["fn"] == 400).all()
     assert isinstance(read(log)[-1], FitEnd)
+    low = tmp_path / "low.npz"
+    assert call("probe", code, labels, "--out", low, "--threshold", 0.2)[0] == 0
+    with np.load(low, allow_pickle=False) as found:
+        p = 1 / (1 + np.exp(-(found["biases"] + found["weights"] * x.toarray()[:, :, None])))
+        assert np.array_equal(found["tp"] + found["fp"], (p > 0.2).sum(axis=0))
+        assert not np.array_equal(found["tp"] + found["fp"], (p > 0.5).sum(axis=0))
 
 
 def test_nothing_is_overwritten_unasked(call, code_and_labels, tmp_path):
@@ -176,6 +182,7 @@ def test_lenses_of_one_level(call, tmp_path):
     assert status == 0, err
     trained = Lenses.load(folder / "lenses")
     assert len(trained) == 8
+    assert trained.site == "resid_post.3"  # of six layers, as study and demo have it
     assert f"{len(trained)} lenses" in shown
 
 

@@ -221,9 +221,12 @@ def test_nothing_is_ever_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_probe1d_metrics_hold_what_their_readers_expect(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threshold", [None, 0.2])
+def test_probe1d_metrics_hold_what_their_readers_expect(tmp_path: Path, threshold: float | None) -> None:
     probe = Sparse1DProbe().fit(X[:200], Y[:200])
-    path = probe.write_metrics(tmp_path / "probe1d_metrics.npz", X[200:], Y[200:])
+    given = {} if threshold is None else {"threshold": threshold}
+    path = probe.write_metrics(tmp_path / "probe1d_metrics.npz", X[200:], Y[200:], **given)
+    least = np.log((threshold or 0.5) / (1 - (threshold or 0.5)))
     with np.load(path, allow_pickle=False) as file:
         got = {name: file[name] for name in file.files}
     assert set(got) == {"loss", "weights", "biases", "tp", "fp", "tn", "fn"}
@@ -234,7 +237,7 @@ def test_probe1d_metrics_hold_what_their_readers_expect(tmp_path: Path) -> None:
     for l in range(5):
         for c in range(4):
             own = Y[200:] == c
-            positive = probe.intercept_[l, c] + probe.coef_[l, c] * full[:, l] > 0
+            positive = probe.intercept_[l, c] + probe.coef_[l, c] * full[:, l] > least
             cells = (
                 (own & positive).sum(),
                 (~own & positive).sum(),
@@ -245,6 +248,10 @@ def test_probe1d_metrics_hold_what_their_readers_expect(tmp_path: Path) -> None:
             want = loss(full[:, l], own.astype(float), probe.intercept_[l, c], probe.coef_[l, c])
             assert got["loss"][l, c] == pytest.approx(want, rel=1e-6, abs=1e-9)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["probe1d_metrics.npz"]
+    shards = ((X[at], Y[at]) for at in (slice(200, 260), slice(260, None)))  # can be read once
+    with np.load(probe.write_metrics(path, shards, **given), allow_pickle=False) as file:
+        assert all(np.array_equal(file[name], got[name]) for name in got if name != "loss")
+        np.testing.assert_allclose(file["loss"], got["loss"], rtol=1e-7, atol=1e-9)
 
 
 def test_tables_go_to_csv_and_come_back(tmp_path: Path) -> None:

@@ -507,7 +507,9 @@ class Sparse1DProbe:
 
     # ------------------------------------------------------------------------------------ on disk
 
-    def write_metrics(self, path: str | os.PathLike[str], x: Any, y: Any = None) -> Path:
+    def write_metrics(
+        self, path: str | os.PathLike[str], x: Any, y: Any = None, threshold: float = 0.5
+    ) -> Path:
         """Write ``probe1d_metrics.npz``: loss, weights, biases, tp, fp, tn and fn on these data.
 
         Parameters
@@ -515,13 +517,17 @@ class Sparse1DProbe:
         path : path
             The file, replaced if it is there.
         x, y : as in `fit`
+        threshold : float
+            Probability above which a row is predicted positive, in (0, 1).
 
         Returns
         -------
         Path
             The file.
         """
-        counts = self.confusion(x, y)
+        if y is None and not can_iterate_again(x):
+            x = list(x)
+        counts = self.confusion(x, y, threshold)
         return write_metrics_npz(
             path,
             loss=self.loss_matrix(x, y),
