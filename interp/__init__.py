@@ -33,8 +33,8 @@ run, events           a loop in the background; what happened in it, for hooks a
 cluster               one job as many tasks, in processes or on Slurm, with the same answer
 ====================  =================================================================================
 
-Every long function takes ``iteration_hook=``: a callable, or several, that gets each event and may return
-True to stop. Sites are named in `interp.capture.sites`, events in `interp.events`. The same jobs on the
+`capture`, `train_lenses` and the probe's ``fit`` take ``iteration_hook=``: a callable, or several, that gets
+each event and may return True to stop. Sites are named in `interp.capture.sites`, events in `interp.events`. The same jobs on the
 command line: ``interp --help``.
 """
 

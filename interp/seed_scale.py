@@ -20,6 +20,7 @@ import scipy.sparse as sp
 import torch
 
 from interp.events import bar, peak_rss_bytes
+from interp.files import write_text
 from interp.probe import LatentSummary, Sparse1DProbe
 from interp.probe.data import shards
 from interp.threads import n_threads, shared
@@ -186,7 +187,7 @@ def seed_scale(
     if out is not None:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "seed_scale.json").write_text(json.dumps(result, indent=2) + "\n")
+        write_text(folder / "seed_scale.json", json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -206,7 +207,7 @@ def report(result: dict[str, Any]) -> str:
         f"  {result['status_counts']}",
     ]
     theirs = 35.0 * 19 * 100
-    lines.append(f"The seed's own arithmetic: 35 s × 19 slabs × 100 iterations = {theirs:,.0f} s = 18 hours.")
+    lines.append(f"The published arithmetic: 35 s × 19 slabs × 100 iterations = {theirs:,.0f} s = 18 hours.")
     if result["fraction"] == 1.0 and result["latents"] == _LATENTS:
         lines.append(f"Ratio: {theirs / result['compute_seconds']:,.0f}, on this CPU beside an A100.")
     return "\n".join(lines)

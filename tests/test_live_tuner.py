@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 from live_fakes import Bench
 
 from interp import Sparse1DProbe
@@ -116,6 +117,18 @@ def test_on_real_data_it_measures_a_fit_and_leaves_the_probe_alone(data):
     assert not hasattr(probe, "coef_")
     tuner.apply_best()
     assert probe.fit(*data).class_slab_size == tuner.best["class_slab_size"]
+
+
+def test_it_measures_where_and_how_the_probe_computes(data, monkeypatch):
+    import interp.probe
+
+    asked = []
+    monkeypatch.setattr(interp.probe, "measure_blocks", lambda *_, **how: asked.append(how) or [{}])
+    bench = FitBench(
+        Sparse1DProbe(compute_dtype=torch.float32, device="cpu"), *data, n_classes=None, repeats=1
+    )
+    bench.solve(3, 8)
+    assert (asked[0]["device"], asked[0]["dtype"]) == ("cpu", torch.float32)
 
 
 def test_the_memory_estimate_grows_with_both_sizes(data):

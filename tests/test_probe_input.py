@@ -211,6 +211,7 @@ BAD: dict[str, tuple[Callable[[], tuple[Any, Any, dict]], str]] = {
     "float labels": (lambda: (X, Y.astype(float), {}), "dtype float64, expected integer"),
     "text labels": (lambda: (X, Y.astype(str), {}), "expected integer"),
     "no labels": (lambda: (X, None, {}), "y is missing"),
+    "duplicates beyond float32": (lambda: (_too_large_together(), Y, {}), rf"x\[17, {ROW17_COLUMN}\] is inf"),
     "shards of other widths": (lambda: ([(X, Y), (X[:, :5], Y)], None, {}), "5 latents .*, expected 6"),
     "shards that are no pairs": (lambda: ([X, X], None, {}), r"pair \(x, y\)"),
     "no shards": (lambda: ([], None, {}), "empty iterable"),
@@ -228,6 +229,18 @@ BAD: dict[str, tuple[Callable[[], tuple[Any, Any, dict]], str]] = {
     "falling indptr": (lambda: (_bad_indptr(), Y, {}), "indptr falls at row 1"),
     "label column out of range": (lambda: (X, _bad_label_column(), {}), "y has column 4 in row 3"),
 }  # fmt: skip
+
+
+def _too_large_together() -> sp.csr_array:
+    """Finite values, but two of one place."""
+    row, columns = np.full(2, 17), np.full(2, ROW17_COLUMN)
+    huge = sp.coo_array((np.full(2, 3e38, np.float32), (row, columns)), shape=X.shape)
+    both = sp.vstack([X[:17], sp.csr_array((1, 6), dtype=np.float32), X[18:]], format="coo")
+    parts = [np.concatenate([getattr(a, k) for a in (both, huge)]) for k in ("data", "row", "col")]
+    order = np.argsort(parts[1], kind="stable")
+    data, row, columns = (part[order] for part in parts)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=200))])
+    return sp.csr_array((data, columns, indptr), shape=X.shape)
 
 
 def _bad_column(index: int) -> sp.csr_array:
@@ -306,7 +319,10 @@ def test_bad_data_leave_a_summary_as_it_was(case: str) -> None:
         ({"lam_shrink": 2.0}, "lam_shrink"),
         ({"lam_grow": 0.5}, "lam_grow"),
         ({"max_iter": -1}, "max_iter"),
+        ({"max_iter": float("nan")}, "max_iter must be an integer"),
+        ({"max_iter": 1.5}, "max_iter must be an integer"),
         ({"max_retries": -1}, "max_retries"),
+        ({"class_slab_size": True}, "class_slab_size must be"),
         ({"method": "magic"}, "method must be"),
         ({"class_slab_size": 0}, "class_slab_size must be"),
         ({"latent_block_size": "big"}, "latent_block_size must be"),
@@ -325,6 +341,22 @@ def test_bad_parameters_are_refused_at_fit_and_change_nothing(params: dict[str, 
     with pytest.raises(ValueError, match=words):
         probe.set_params(**params).fit(X, Y)
     assert np.array_equal(probe.coef_, before)
+
+
+@pytest.mark.parametrize("rows", [0, -1])
+def test_no_rows_at_a_time_are_refused(rows: int) -> None:
+    summary = LatentSummary(6, 4)
+    with pytest.raises(ValueError, match=f"row_batch_size must be at least 1, got {rows}"):
+        summary.add(X, Y, row_batch_size=rows)
+    assert summary.n_rows == 0
+
+
+@pytest.mark.parametrize("pairs", [[[0.7, 1.9]], [[True, False]], [0, 1], [["0", "1"]]])
+def test_pairs_to_certify_are_integers(pairs: Any) -> None:
+    probe = Sparse1DProbe().fit(X, Y)
+    with pytest.raises(ValueError, match="pairs must be integers of shape"):
+        probe.certify(X, Y, pairs)
+    assert len(probe.certify(X, Y, np.zeros((0, 2)))) == 0
 
 
 def test_events_need_data_that_can_be_read_again() -> None:

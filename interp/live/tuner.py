@@ -86,7 +86,12 @@ class FitBench:
         from interp.probe import measure_blocks
 
         measured = measure_blocks(
-            self._summary, class_slab_sizes=[slab], latent_block_sizes=[block], repeats=self._repeats
+            self._summary,
+            class_slab_sizes=[slab],
+            latent_block_sizes=[block],
+            repeats=self._repeats,
+            device=self._probe.device,
+            dtype=self._probe.compute_dtype,
         )
         return measured[0]
 

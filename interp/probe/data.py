@@ -33,12 +33,6 @@ class Shard(NamedTuple):
         """Labelled rows."""
         return self.x.shape[0]
 
-    def n_classes(self) -> int:
-        """Classes that the labels speak of: columns of a multi-label matrix, else largest id + 1."""
-        if sp.issparse(self.y):
-            return self.y.shape[1]
-        return int(self.y.max()) + 1 if self.y.size else 0
-
     def class_counts(self, n_classes: int) -> np.ndarray:
         """Rows of each class, int64 ``[n_classes]``."""
         if sp.issparse(self.y):
@@ -77,10 +71,10 @@ def check_shard(x: Any, y: Any, *, n_latents: int | None = None, n_classes: int 
     if n_classes is not None and n_classes < 1:
         raise ValueError(f"n_classes must be at least 1, got {n_classes}")
     y, keep = _check_labels(y, x.shape[0], n_classes)
-    _check_finite(x)
     if not x.has_canonical_format:
         x = x.copy()
         x.sum_duplicates()
+    _check_finite(x)
     if keep is not None:
         x, y = x[keep], y[keep]
     if x.nnz and x.data.min() < _TINY:

@@ -22,6 +22,7 @@ from interp.probe.exact import Certificate
 from interp.probe.files import read_safetensors, write_metrics_npz, write_safetensors
 from interp.probe.fit import Fit, Fitted, Steps, polish
 from interp.probe.metrics import ProbeMetrics
+from interp.probe.sizes import place
 from interp.probe.slab import Rules
 from interp.probe.step import STATUS
 from interp.probe.summary import LatentSummary
@@ -182,18 +183,18 @@ class Sparse1DProbe:
     def _check_params(self) -> None:
         for name in ("class_slab_size", "latent_block_size", "row_batch_size"):
             value = getattr(self, name)
-            if value != "auto" and not (isinstance(value, int | np.integer) and value >= 1):
+            if value != "auto" and not (_is_integer(value) and value >= 1):
                 raise ValueError(f'{name} must be "auto" or an integer ≥ 1, got {value!r}')
+        for name in ("max_iter", "max_retries"):
+            value = getattr(self, name)
+            if not (_is_integer(value) and value >= 0):
+                raise ValueError(f"{name} must be an integer ≥ 0, got {value!r}")
         for name, low in (("tol", 0.0), ("ridge", 0.0), ("lam_init", 0.0), ("delta_logit", 0.0)):
             if not getattr(self, name) > low:
                 raise ValueError(f"{name} must be > {low:g}, got {getattr(self, name)!r}")
         if not 0 < self.lam_shrink <= 1 <= self.lam_grow:
             got = f"lam_shrink={self.lam_shrink}, lam_grow={self.lam_grow}"
             raise ValueError(f"need 0 < lam_shrink ≤ 1 ≤ lam_grow, got {got}")
-        if self.max_iter < 0 or self.max_retries < 0:
-            raise ValueError(
-                f"max_iter and max_retries must be ≥ 0, got {self.max_iter} and {self.max_retries}"
-            )
         if self.method not in ("summary", "events"):
             raise ValueError(f'method must be "summary" or "events", got {self.method!r}')
 
@@ -230,7 +231,9 @@ class Sparse1DProbe:
         n_classes : int, optional
             Default: the largest class id + 1.
         iteration_hook : callable or list of callable, optional
-            Gets the events of `interp.events`; returning True stops before the next iteration.
+            Gets the events of `interp.events`; returning True stops before the next iteration. The pass over
+            the data comes before the first event, and pairs that are finished on the raw events are finished
+            together: neither is cut short.
 
         Returns
         -------
@@ -345,10 +348,7 @@ class Sparse1DProbe:
         return (yield from fit.steps(listening, began, seconds, rows))
 
     def _where(self) -> tuple[torch.device, torch.dtype]:
-        name = self.device if self.device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
-        device = torch.device(name)
-        default = torch.float32 if device.type == "mps" else torch.float64
-        return device, self.compute_dtype or default
+        return place(self.device, self.compute_dtype)
 
     def _rules(self) -> Rules:
         return Rules(**{name: getattr(self, name) for name in Rules._fields})
@@ -587,6 +587,10 @@ class Sparse1DProbe:
 _FORMAT = "interp.Sparse1DProbe"
 #: Fields of `Fitted` that a file holds.
 _SAVED = ("coef", "intercept", "n_iter", "n_fail", "lam", "codes", "class_counts")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> Any:

@@ -169,7 +169,6 @@ def exact_gradient(
     intercept: np.ndarray,
     ridge: float,
     pairs: np.ndarray | None = None,
-    device: torch.device | None = None,
 ) -> Certificate:
     """Gradient of the objective on the raw events; see `interp.Sparse1DProbe.certify`.
 
@@ -181,8 +180,6 @@ def exact_gradient(
     ridge : float
     pairs : ndarray of int, shape [n_pairs, 2], optional
         (latent, class); default all pairs.
-    device : torch.device, optional
-        The CPU by default.
 
     Returns
     -------
@@ -190,16 +187,21 @@ def exact_gradient(
     """
     if y is None and not can_iterate_again(x):
         raise ValueError("certify reads x twice: give a list (or any re-iterable) of shards, not a generator")
-    device = device or torch.device("cpu")
+    device = torch.device("cpu")
     n_latents, n_classes = coef.shape
     wanted = np.ones(coef.shape, bool)
     if pairs is not None:
-        pairs = np.asarray(pairs, np.int64)
-        if pairs.ndim != 2 or pairs.shape[1] != 2:
-            raise ValueError(f"pairs must have shape [n_pairs, 2] (latent, class), got {pairs.shape}")
+        pairs = np.asarray(pairs)
+        integer = np.issubdtype(pairs.dtype, np.integer) or not len(pairs)
+        if pairs.ndim != 2 or pairs.shape[1] != 2 or not integer:
+            raise ValueError(
+                "pairs must be integers of shape [n_pairs, 2] (latent, class), "
+                f"got {pairs.dtype} {pairs.shape}"
+            )
         if len(pairs) and ((pairs < 0) | (pairs >= coef.shape)).any():
             raise ValueError(f"pairs must lie within {n_latents} latents × {n_classes} classes")
         wanted = np.zeros(coef.shape, bool)
+        pairs = pairs.astype(np.int64)
         wanted[pairs[:, 0], pairs[:, 1]] = True
     latents = np.flatnonzero(wanted.any(axis=1))
     grad_b, grad_w, scaled = (np.zeros(coef.shape) for _ in range(3))

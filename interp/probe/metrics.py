@@ -21,7 +21,7 @@ from interp.threads import n_threads, shared
 __all__ = ["ProbeMetrics", "measure"]
 
 #: Events of the latents that a thread takes at a time.
-_BLOCK = 1 << 17
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from interp.probe.nodes import Layout, Nodes
 from interp.probe.summary import LatentSummary, NodeBlock
 from interp.threads import n_threads, shared
 
-__all__ = ["auto_sizes", "measure_blocks", "measure_row_batches", "tuned_block_elements"]
+__all__ = ["auto_sizes", "measure_blocks", "measure_row_batches", "place", "tuned_block_elements"]
 
 #: The longest iterations that an automatic class slab aims at: short, so that a stop is prompt and a picture
 #: moves; not shorter, since evaluations of a few classes at a time cost two to three times as much.
@@ -117,6 +117,26 @@ def auto_sizes(
     return slab, int(block)
 
 
+def place(device: Any, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    """Device and precision of a fit: CUDA where there is one, and float64 where the device has it.
+
+    Parameters
+    ----------
+    device : str, torch.device or None
+    dtype : torch.dtype or None
+        What was asked for; None to choose.
+
+    Returns
+    -------
+    device : torch.device
+    dtype : torch.dtype
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    return device, dtype or (torch.float32 if device.type == "mps" else torch.float64)
+
+
 def measure_blocks(
     x: Any,
     y: Any = None,
@@ -125,8 +145,8 @@ def measure_blocks(
     latent_block_sizes: Sequence[int],
     repeats: int = 5,
     max_latents: int = 256,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float64,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> list[dict[str, float]]:
     """Nanoseconds per (node, pair) evaluation for each setting, on your own data.
 
@@ -140,9 +160,9 @@ def measure_blocks(
         Evaluations per setting, after one to warm up.
     max_latents : int
         At most this many latents are used, evenly spaced.
-    device : str or torch.device
-    dtype : torch.dtype
-        Where and in which precision the evaluations run.
+    device : str or torch.device, optional
+    dtype : torch.dtype, optional
+        Where and in which precision the evaluations run; by default as in `Sparse1DProbe`.
 
     Returns
     -------
@@ -151,7 +171,7 @@ def measure_blocks(
         ``bytes``, the working memory of the setting.
     """
     summary = _summary(x, y)
-    device = torch.device(device)
+    device, dtype = place(device, dtype)
     alive = np.flatnonzero(summary.n_events > 0)
     chosen = alive[:: max(1, len(alive) // max_latents)][:max_latents]
     blocks = [summary.nodes(l, l + 1) for l in chosen]

@@ -200,13 +200,7 @@ class LatentSummary:
         ValueError
             See `interp.probe.data.check_shard`. The summary is unchanged then.
         """
-        return self.add_shard(
-            check_shard(x, y, n_latents=self.n_latents, n_classes=self._fixed_classes),
-            row_batch_size=row_batch_size,
-        )
-
-    def add_shard(self, shard: Shard, *, row_batch_size: int | None = None) -> LatentSummary:
-        """`add` for a `shard` that is checked already; `row_batch_size` as in `add`."""
+        shard = check_shard(x, y, n_latents=self.n_latents, n_classes=self._fixed_classes)
         return self.add_shards([shard], row_batch_size=row_batch_size)
 
     def add_shards(self, shards: Iterable[Shard], *, row_batch_size: int | None = None) -> LatentSummary:
@@ -223,7 +217,14 @@ class LatentSummary:
         -------
         LatentSummary
             Itself.
+
+        Raises
+        ------
+        ValueError
+            If `row_batch_size` is less than 1.
         """
+        if row_batch_size is not None and row_batch_size < 1:
+            raise ValueError(f"row_batch_size must be at least 1, got {row_batch_size}")
         threads = n_threads()
         batches = _batches(shards, self.n_latents, row_batch_size)
         parts: list[tuple[sp.csc_array, Any]] = []
