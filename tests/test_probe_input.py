@@ -356,7 +356,7 @@ def test_pairs_to_certify_are_integers(pairs: Any) -> None:
     probe = Sparse1DProbe().fit(X, Y)
     with pytest.raises(ValueError, match="pairs must be integers of shape"):
         probe.certify(X, Y, pairs)
-    assert len(probe.certify(X, Y, np.zeros((0, 2)))) == 0
+    assert len(probe.certify(X, Y, np.zeros((0, 2))).scaled) == 0
 
 
 def test_events_need_data_that_can_be_read_again() -> None:
