@@ -185,6 +185,10 @@ def test_best_latents_are_those_with_the_lowest_loss() -> None:
     assert len(probe.best_latents(100)) == 12 * 7, "no more than there are"
     # The table holds for data that are long gone.
     assert probe.best_latents(1)["r"].max() > 0.1
+    # A class that never occurs explains nothing: it must not lead a table that is sorted by r.
+    table = Sparse1DProbe().fit(x, y, n_classes=9).best_latents(1).set_index("class")["r"]
+    assert table[[7, 8]].isna().all()
+    assert np.isfinite(table[:6]).all()
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0, float("nan")])

@@ -483,6 +483,7 @@ class Sparse1DProbe:
         -------
         DataFrame
             Columns ``class, rank`` (from 1) ``latent, loss, r, coef, intercept, status``; k rows per class.
+            r is NaN for a class without rows, or on every row.
         """
         loss = self.loss_
         k = min(k, loss.shape[0])
@@ -490,7 +491,7 @@ class Sparse1DProbe:
         cls = np.tile(np.arange(loss.shape[1]), (k, 1))
         base = losses.base_losses(self._state.class_counts, self._state.n_rows)
         with np.errstate(divide="ignore", invalid="ignore"):
-            r = 1.0 - loss / base
+            r = np.where(base > 0, 1.0 - loss / base, np.nan)
         table = pd.DataFrame(
             {
                 "class": cls.T.ravel(),
