@@ -34,8 +34,8 @@ cluster               one job as many tasks, in processes or on Slurm, with the 
 ====================  =================================================================================
 
 `capture`, `train_lenses` and the probe's ``fit`` take ``iteration_hook=``: a callable, or several, that gets
-each event and may return True to stop. Sites are named in `interp.capture.sites`, events in `interp.events`. The same jobs on the
-command line: ``interp --help``.
+each event and may return True to stop. Sites are named in `interp.capture.sites`, events in `interp.events`.
+The same jobs on the command line: ``interp --help``.
 """
 
 from __future__ import annotations
