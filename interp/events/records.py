@@ -146,7 +146,7 @@ class IterationEnd(Event):
 
     ``loss_mean`` and ``loss_max`` cost an evaluation of their own. They are taken over about 512 pairs
     (all classes of latents evenly spaced; all pairs of a smaller slab), five times a second, and only while
-    that has taken less than 1 % of the fit's processor time (the first, which warms up, not counted); in
+    that has taken less than 0.5 % of the fit's processor time (the first, which warms up, not counted); in
     between they are NaN. ``bytes_resident`` is read five times a second. All else is of this iteration and of
     every pair, but for the quartiles of lambda, which come from about 512 pairs evenly spaced.
     """

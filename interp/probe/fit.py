@@ -26,7 +26,7 @@ __all__ = ["Fit", "Fitted"]
 #: Scaled gradient to which a float32 stage is trusted.
 _FLOAT32_TOL = 1e-4
 #: Share of the fit's processor time that the loss of `IterationEnd` may cost, and pairs that it is taken of.
-_LOSS_SHARE, _LOSS_PAIRS = 0.01, 1 << 9
+_LOSS_SHARE, _LOSS_PAIRS = 0.005, 1 << 9
 #: Seconds between two looks at what costs, the loss and the memory: a little less than between two frames.
 _LOOK_EVERY = 0.2
 #: Iterations between looks at whether the rule can bring the pairs still active any further.
