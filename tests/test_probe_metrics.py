@@ -139,6 +139,21 @@ def test_shards_have_the_metrics_of_the_whole(fitted: tuple) -> None:
     np.testing.assert_allclose(probe.loss_matrix(shards), whole.nll, rtol=1e-12)
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_flips_are_counted_whatever_their_ranges(
+    fitted: tuple, monkeypatch: pytest.MonkeyPatch, multi_label: bool
+) -> None:
+    """Threads share ranges of latents, which are counted in groups, as often as enough flips are kept."""
+    from interp.probe import confusion
+
+    probe, x, y = fitted
+    if multi_label:
+        y = sp.csr_array((y[:, None] == np.arange(N_CLASSES)) | (np.arange(N_CLASSES) == 1))
+    for name, value in {"_GROUP": 2, "_RANGES": 2, "_KEPT": 20, "_BATCH": 64}.items():
+        monkeypatch.setattr(confusion, name, value)
+    check_metrics(probe, x, y, N_CLASSES)
+
+
 def test_blocks_of_latents_have_the_metrics_of_the_whole(
     fitted: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
