@@ -379,7 +379,7 @@ def test_what_a_plan_cannot_keep_is_refused(world, tmp_path):
         cluster.plan(small_pack(), out, job="lenses", model=world)
     with pytest.raises(TypeError, match=r"dtype=torch\.float32 cannot be kept in a plan"):
         cluster.plan(["hello"], out, job="capture", model=world, dtype=torch.float32)
-    with pytest.raises(ValueError, match="'unicorn' is not in the pack"):
+    with pytest.raises(ValueError, match="'unicorn' is not in pack"):
         cluster.plan(small_pack(), out, job="lenses", model=world, site="embed", concepts=["unicorn"])
     with pytest.raises(ValueError, match="shard_size must be at least 1"):
         cluster.plan(small_pack(), out, job="lenses", model=world, site="embed", shard_size=0)

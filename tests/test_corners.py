@@ -1,35 +1,78 @@
-"""Lines that no other test reaches, each with what it is there for."""
+"""Corners: lines that no other test reaches, and slips that once were taken in silence."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import lens_world
+import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from capture_zoo import sequences, zoo
+from probe_data import separable
+from probe_reference import dense, loss
 
-from interp.capture import capture
-from interp.capture.traits import Trait, TraitVectors
+from interp import cluster
+from interp.capture import capture, load_model
+from interp.capture.measure import measure
+from interp.capture.plan import run_plan
+from interp.capture.prompts import Prompt
+from interp.capture.traits import ContrastSet, Trait, TraitVectors
+from interp.events import CaptureBegin
+from interp.lens import train_lenses
+from interp.lens.leakage import LeakageError, audit
+from interp.lens.samples import Sample
+from interp.probe.losses import exact_losses, losses
+from interp.probe.summary import LatentSummary
+
+# --------------------------------------------------------------------------------------- probes
+
+
+def test_losses_that_the_nodes_cannot_tell_are_taken_from_the_events() -> None:
+    x, y = separable(0.02)
+    coef, intercept = np.array([[-400.0, 400.0]]), np.array([[404.0, -404.0]])
+    full, positive = dense(x, y, 2)
+    wanted = [[loss(full[:, 0], positive[:, c], intercept[0, c], coef[0, c]) for c in range(2)]]
+    by_nodes, bound = losses(LatentSummary(1, 2).add(x, y), coef, intercept)
+    assert (np.abs(by_nodes - wanted) > 1e-6 * np.abs(wanted)).all()
+    assert (np.abs(by_nodes - wanted) <= bound).all()
+    np.testing.assert_allclose(exact_losses(x, y, coef, intercept), wanted, rtol=1e-8)
+
+
+def test_there_is_no_loss_of_no_rows() -> None:
+    with pytest.raises(ValueError, match="no labelled row"):
+        exact_losses(sp.csr_array((0, 1)), np.zeros(0, dtype=int), np.zeros((1, 2)), np.zeros((1, 2)))
+
+
+# -------------------------------------------------------------------------------------- capture
+
+
+def trait(name: str, vectors: dict[str, torch.Tensor]) -> Trait:
+    numbers: Any = dict.fromkeys(("auroc", "low", "high", "random", "shuffled"), 0.5)
+    return Trait(
+        name=name,
+        method="mean",
+        pool="mean",
+        kind="natural",
+        site=next(iter(vectors)),
+        vectors=vectors,
+        layers={},
+        other={},
+        n=8,
+        **numbers,
+    )
 
 
 def test_trait_vectors_are_projected_each_at_home() -> None:
     model = zoo("llama")
     rng = torch.Generator().manual_seed(0)
-    numbers: Any = dict.fromkeys(("auroc", "low", "high", "random", "shuffled"), 0.5)
+    homes = {"calm": ["resid_post.0", "resid_post.1"], "sure": ["resid_post.1"]}
     traits = [
-        Trait(
-            name=name,
-            method="mean",
-            pool="mean",
-            kind="natural",
-            site=sites[0],
-            vectors={s: torch.randn(model.width, generator=rng) for s in sites},
-            layers={},
-            other={},
-            n=8,
-            **numbers,
-        )
-        for name, sites in (("calm", ["resid_post.0", "resid_post.1"]), ("sure", ["resid_post.1"]))
+        trait(name, {s: torch.randn(model.width, generator=rng) for s in sites})
+        for name, sites in homes.items()
     ]
     found = TraitVectors(traits, {"name": "m"})
     acts = capture(model, sequences(), sites="resid_post.*", vectors=found.by_site())
@@ -45,3 +88,146 @@ def test_trait_vectors_are_projected_each_at_home() -> None:
     torch.testing.assert_close(
         everywhere.projection("resid_post.2"), everywhere["resid_post.2"] @ best, rtol=1e-5, atol=1e-5
     )
+
+
+def test_a_vector_for_a_pattern_of_sites_is_projected_at_all_of_them() -> None:
+    model, vector = zoo("llama"), torch.ones(32)
+    acts = capture(model, sequences(), sites="resid_post.*", vectors={"v": {"resid_post.*": vector}})
+    assert acts.projected == {f"resid_post.{i}": ["v"] for i in range(model.n_layers)}
+    last = acts[f"resid_post.{model.n_layers - 1}"] @ vector
+    got = acts.projection(f"resid_post.{model.n_layers - 1}")[:, 0]
+    torch.testing.assert_close(got, last, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sites", ["resid_pre.1", "resid_pre.*", "resid_pre.1,resid_post.0", "embed,resid_pre.0,resid_post.*"]
+)
+def test_the_estimate_of_a_capture_is_what_it_stores(sites: str) -> None:
+    seen: list[Any] = []
+    acts = capture(zoo("llama"), sequences(), sites=sites, iteration_hook=seen.append)
+    stored = sum(
+        t.nbytes for _, shard in acts.batches() for t in {id(t): t for t in shard.tensors.values()}.values()
+    )
+    assert isinstance(seen[0], CaptureBegin)
+    assert seen[0].estimated_bytes == stored > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be 0 or more, an integer"),
+        ({"check": 1.5}, "check must be 0 or more, an integer"),
+        ({"vectors": torch.ones(32)}, "vectors must be a mapping"),
+    ],
+)
+def test_options_of_a_capture_that_say_nothing_clear(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        capture(zoo("llama"), sequences(), **options)
+
+
+def test_a_count_of_numpy_is_a_count(tmp_path: Path) -> None:
+    acts = capture(
+        zoo("llama"), sequences(), max_new_tokens=np.int64(2), check=np.int64(1), out=tmp_path / "c"
+    )
+    assert json.loads((tmp_path / "c" / "manifest.json").read_text())["max_new_tokens"] == 2
+    assert acts.check
+
+
+def test_the_place_of_a_prompt_is_a_whole_number() -> None:
+    acts = capture(zoo("llama"), sequences())
+    assert acts.tokens(np.int64(1)) == acts.tokens(1)
+    for call in (acts.tokens, lambda p: acts.rows("resid_post.0", p)):
+        with pytest.raises(TypeError):
+            call(1.7)  # was taken for 1
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"device": None}, "unknown device None"),
+        ({"device": "cuda:99"}, "no device 'cuda:99': torch .* sees"),
+        ({"dtype": None}, "unknown dtype None"),
+    ],
+)
+def test_a_device_or_dtype_that_is_not_there(option: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        load_model("tiny", **option)
+
+
+@pytest.mark.parametrize("path", ["./none-here", "../none-here", "~/none-here"])
+def test_a_path_is_not_looked_for_on_the_hub(path: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"model folder .* does not exist"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("option", [{"repeats": 0}, {"batch_tokens": 0}])
+def test_nothing_to_measure(option: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(option))} must be"):
+        measure(zoo("llama"), sequences(), max_new_tokens=2, reload=False, **option)
+
+
+# ----------------------------------------------------------------- one id for two different texts
+
+
+def test_two_prompt_files_with_an_id_for_different_texts_are_refused(tmp_path: Path) -> None:
+    for name, text in (("a", "w3 w4"), ("b", "w5 w6")):
+        lines = [{"id": "1", "text": text}, {"id": "both", "text": "w7"}]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    with pytest.raises(ValueError, match="a and b have different prompts with the same id '1'"):
+        run_plan(tmp_path / "run", prompts_files=files, model=zoo("llama"), max_new_tokens=0)
+    files[1].write_text(files[1].read_text().replace('"1"', '"2"'))
+    out = run_plan(tmp_path / "run", prompts_files=files, model=zoo("llama"), max_new_tokens=0)
+    assert json.loads((out / "sets.json").read_text()) == {"a": ["1", "both"], "b": ["2", "both"]}
+
+
+def test_contrast_sets_may_number_their_texts_alike() -> None:
+    def contrast(trait: str, word: int) -> dict[str, ContrastSet]:
+        prompts = tuple(Prompt(str(i), token_ids=(word + i, 3, word + i % 2)) for i in range(16))
+        labels, groups = np.arange(16) % 2 == 1, tuple(str(i // 2) for i in range(16))
+        return {"natural": ContrastSet(trait, "natural", prompts, labels, groups)}
+
+    one, other = contrast("one", 5), contrast("other", 25)
+    together = TraitVectors.fit(zoo("llama"), [one, other], sites="resid_post.1")
+    alone = TraitVectors.fit(zoo("llama"), [one], sites="resid_post.1")
+    torch.testing.assert_close(together["one"].vectors, alone["one"].vectors, rtol=1e-4, atol=1e-4)
+    assert float(together["one"].vectors["resid_post.1"] @ together["other"].vectors["resid_post.1"]) < 0.99
+
+
+def test_names_of_traits_may_begin_alike(tmp_path: Path) -> None:
+    traits = [trait(n, {"resid_post.0": torch.full((4,), v)}) for n, v in (("calm", 1.0), ("calm/very", 2.0))]
+    path = TraitVectors(traits, {"name": "m", "fingerprint": "f", "width": 4}).save(tmp_path / "t")
+    torch.testing.assert_close(TraitVectors.load(path).by_site(), {t.name: t.vectors for t in traits})
+
+
+# --------------------------------------------------------------------------------------- lenses
+
+
+def test_an_audit_reads_all_samples_however_they_come() -> None:
+    held = Sample("Read: A dog.", 6, 12, "Read: {text}", "dog", 1, "test", heldout=True)
+    used = Sample("Read: My cat sat.", 6, 17, "Read: {text}", "cat", 2, "train")
+    with pytest.raises(LeakageError, match="held-out template"):
+        audit(s for s in (held, used))
+
+
+def test_one_name_is_no_list_of_letters(tmp_path: Path) -> None:
+    model, pack = lens_world.model(), lens_world.pack(4)
+    with pytest.raises(ValueError, match=r"write \['bird'\]"):
+        train_lenses(model, pack, site="resid_post.1", concepts="bird")
+    with pytest.raises(ValueError, match=r"write \['bird'\]"):
+        cluster.plan(pack, tmp_path, job="lenses", model="tiny", site="resid_post.1", concepts="bird")
+    with pytest.raises(ValueError, match="none to train"):
+        train_lenses(model, pack, site="resid_post.1", concepts=[])
+    with pytest.raises(ValueError, match="traits takes a list"):
+        TraitVectors.fit(model, "sycophancy")
+
+
+def test_the_model_that_ships_is_no_folder_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_model("tiny").name == "tiny"
+    cluster.plan(["A falcon hunts."], "run", job="capture", model="tiny")
+    assert json.loads(Path("run/plan.json").read_text())["spec"]["model"] == "tiny"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -248,7 +249,7 @@ class Activations:
         return [shard.token_strings.get(t, str(t)) for t in ids]
 
     def _find(self, prompt: int | str) -> int:
-        i = self._index.get(prompt, -1) if isinstance(prompt, str) else int(prompt)
+        i = self._index.get(prompt, -1) if isinstance(prompt, str) else operator.index(prompt)
         if not 0 <= i < self.n_prompts:
             raise KeyError(
                 f"no prompt {prompt!r}: there are {self.n_prompts}, with ids {self.prompt_ids[:3]} …"

@@ -60,7 +60,7 @@ def _three(prefix: str, names: str = "q_proj k_proj v_proj") -> tuple[str, ...]:
     return tuple(f"{prefix}.{name}" for name in names.split())
 
 
-#: The first family whose paths all exist in the first block is taken, so stricter ones stand first.
+#: The first family whose paths exist in all blocks is taken, so stricter ones stand first.
 FAMILIES = (
     Family(
         "gemma",

@@ -8,9 +8,11 @@ all.
 from __future__ import annotations
 
 import hashlib
+import operator
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +23,18 @@ from interp.capture.model import Model
 from interp.capture.report import Clock
 from interp.capture.tape import Tape
 
-__all__ = ["Generator"]
+__all__ = ["Generator", "count"]
+
+
+def count(name: str, value: Any) -> int:
+    """`value` as an int, whatever kind of integer it is; a ValueError with the `name` of the option if none."""
+    try:
+        n = operator.index(value)
+    except TypeError:
+        n = -1
+    if n < 0:
+        raise ValueError(f"{name} must be 0 or more, an integer, got {value!r}")
+    return n
 
 
 class Generator:
@@ -42,11 +55,9 @@ class Generator:
     def __init__(
         self, max_new_tokens: int, *, temperature: float = 0.0, seed: int = 0, stop_at_eos: bool = True
     ) -> None:
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens must be 0 or more, got {max_new_tokens}")
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature must be 0 (greedy) or a positive number, got {temperature}")
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens = count("max_new_tokens", max_new_tokens)
         self.temperature = temperature
         self.seed = seed
         self.stop_at_eos = stop_at_eos

@@ -47,8 +47,8 @@ def expect_consistent(
     Raises
     ------
     ValueError
-        If sites come beside a tier, or a layer without tier 3; if there is no such tier; if nothing would be
-        kept.
+        If sites come beside a tier, or a layer without tier 3; if there is no such tier; if vectors have no
+        names; if nothing would be kept.
     """
     if tier is not None and sites is not None:
         raise ValueError("give sites or tier, not both")
@@ -56,6 +56,10 @@ def expect_consistent(
         raise ValueError(f"tier must be 2 or 3, got {tier!r}")
     if layer is not None and tier != 3:
         raise ValueError("layer belongs to tier=3; otherwise name the layer in the site ('resid_post.5')")
+    if vectors is not None and not isinstance(vectors, Mapping):
+        raise ValueError(
+            f"vectors must be a mapping of names to vectors, {{'mine': vector}}; got {type(vectors).__name__}"
+        )
     if keep_states is not None and not keep_states and not vectors:
         raise ValueError("keep_states=False without vectors keeps nothing: give vectors to project on")
 
@@ -179,7 +183,7 @@ def _matrices(
     columns: dict[str, dict[str, Tensor]] = {}
     for name, given in vectors.items():
         if isinstance(given, Mapping):
-            own = {model.sites.resolve(site)[0]: v for site, v in given.items()}
+            own = {site: v for pattern, v in given.items() for site in model.sites.resolve(pattern)}
         else:
             own = {site: given for site in sites if split(site)[0] in RESIDUAL_KINDS}
         used = {site: torch.as_tensor(v) for site, v in own.items() if site in sites}

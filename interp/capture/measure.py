@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.capture.batching import auto_batch_tokens, describe, memory_total, pack, pad
+from interp.capture.batching import describe, memory_total, pack, pad
 from interp.capture.generate import Generator
 from interp.capture.job import Job
 from interp.capture.model import Model, load_model
 from interp.capture.prompts import Prompts
-from interp.capture.record import run_batch
+from interp.capture.record import budget_of, run_batch
 from interp.capture.report import Clock, peak_bytes
 from interp.events import bar
 
@@ -173,20 +173,21 @@ def measure(
     Returns
     -------
     Measurement
+
+    Raises
+    ------
+    ValueError
+        As `capture`, or if `repeats` is below 1.
     """
     import pandas as pd
 
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
     prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
     ids = prompts.encode(model, max_new_tokens=max_new_tokens)
     lengths = [len(seq) for seq in ids]
     job = Job.plan(model, Generator(max_new_tokens, stop_at_eos=False), sites=sites)
-    budget = (
-        auto_batch_tokens(
-            model, job.sites, longest=max(lengths) + max_new_tokens, new_tokens=max_new_tokens, kept=True
-        )
-        if batch_tokens == "auto"
-        else int(batch_tokens)
-    )
+    budget = budget_of(model, job, batch_tokens, max(lengths) + max_new_tokens)
     singles = [[i] for i in range(len(ids))]
     sorted_ = pack(lengths, budget, new_tokens=max_new_tokens)
 

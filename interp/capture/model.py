@@ -334,7 +334,7 @@ def load_model(
         If there is no such folder, or the hub has no such model or cannot be reached.
     ValueError
         If the architecture is not supported (an encoder-decoder, or blocks that are not found), needs code of
-        its own, or its files are damaged or lack weights (named).
+        its own, or its files are damaged or lack weights (named); if there is no such device or dtype.
     ImportError
         If `device_map` is given without accelerate.
     """
@@ -354,8 +354,7 @@ def load_model(
             ) from error
         raise FileNotFoundError(
             f"no model {name!r}: it is no folder with a config.json that transformers knows, and the hub "
-            "gave none "
-            f"({_first_line(error)})"
+            f"gave none ({_first_line(error)})"
         ) from error
     if config.is_encoder_decoder:
         raise ValueError(
@@ -444,7 +443,10 @@ def _locate(name_or_path: str | os.PathLike[str]) -> str:
 
         return str(tiny.path())
     path = Path(name_or_path)
-    looks_local = isinstance(name_or_path, os.PathLike) or path.is_absolute() or str(path).startswith(".")
+    # Asked of what was given, for a Path of "./x" is "x".
+    looks_local = (
+        isinstance(name_or_path, os.PathLike) or path.is_absolute() or name_or_path[:1] in (".", "~")
+    )
     if looks_local or path.exists():
         if not path.is_dir():
             what = "is a file" if path.exists() else "does not exist"
@@ -467,11 +469,22 @@ def _is_causal(config: Any) -> bool:
 
 
 def _pick_device(device: str | torch.device) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"unknown device {device!r}: give 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or a torch.device"
+        ) from error
+    n_cuda = torch.cuda.device_count() if cuda else 0
+    if (found.type == "cuda" and (found.index or 0) >= n_cuda) or (found.type == "mps" and not mps):
+        raise ValueError(
+            f"there is no device {str(found)!r}: torch {torch.__version__} sees {n_cuda} CUDA devices"
+            f"{' and mps' if mps else ''}; give 'auto' or 'cpu'"
+        )
+    return found
 
 
 def _pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
@@ -480,7 +493,7 @@ def _pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     short = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-    found = getattr(torch, short.get(dtype, dtype), None)
+    found = getattr(torch, short.get(dtype, dtype), None) if isinstance(dtype, str) else None
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"unknown dtype {dtype!r}: give 'auto', 'float32', 'bfloat16' or 'float16'")
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from interp.capture.activations import Activations
 from interp.capture.model import Model, load_model
-from interp.capture.prompts import SHIPPED, Prompts, shipped
+from interp.capture.prompts import SHIPPED, Prompt, Prompts, shipped
 from interp.capture.record import capture
 from interp.capture.traits import TRAITS, TraitVectors
 from interp.events import Hook
@@ -88,7 +88,7 @@ def run_plan(
         chat = bool(getattr(loaded.tokenizer, "chat_template", None))
     if chat:
         sets = {name: items.as_chat() for name, items in sets.items()}
-    everything = Prompts({p.id: p for items in sets.values() for p in items}.values())
+    everything = _joined(sets)
     vectors = {name: _trait(name, root, loaded).vectors()[name] for name in names}
     if save_json and not vectors:
         raise ValueError("--save-json writes projections: name at least one trait to project on")
@@ -143,6 +143,20 @@ def _read_sets(prompts: Sequence[str], files: Sequence[str | os.PathLike[str]]) 
             "no prompts: give --prompts or --prompts-file (files that ship: " + ", ".join(SHIPPED) + ")"
         )
     return sets
+
+
+def _joined(sets: dict[str, Prompts]) -> Prompts:
+    """All prompts, each once; a prompt may stand in two files, but one id is not for two prompts."""
+    found: dict[str, tuple[str, Prompt]] = {}
+    for name, items in sets.items():
+        for p in items:
+            first, other = found.setdefault(p.id, (name, p))
+            if other != p:
+                raise ValueError(
+                    f"{first} and {name} have different prompts with the same id {p.id!r}: give one of them "
+                    "another id, or capture the files one by one"
+                )
+    return Prompts(p for _, p in found.values())
 
 
 def _trait_names(traits: Sequence[str], root: Path) -> list[str]:

@@ -23,7 +23,7 @@ from interp.capture.batching import (
     release_memory,
 )
 from interp.capture.check import compare, judge
-from interp.capture.generate import Generator
+from interp.capture.generate import Generator, count
 from interp.capture.job import Job, Vectors
 from interp.capture.model import Model
 from interp.capture.prompts import Prompts
@@ -32,7 +32,7 @@ from interp.capture.store import Folder, Memory
 from interp.capture.tape import Tape
 from interp.events import BatchEnd, CaptureBegin, CaptureEnd, Emitter, Hook, bar
 
-__all__ = ["capture", "run_batch"]
+__all__ = ["budget_of", "capture", "run_batch"]
 
 logger = logging.getLogger(__name__)
 
@@ -133,9 +133,8 @@ def capture(
         model, generator, sites=sites, tier=tier, layer=layer, vectors=vectors, keep_states=keep_states
     )
     lengths = [len(seq) for seq in ids]
-    if check < 0:
-        raise ValueError(f"check must be 0 or more, got {check}")
-    budget = _budget(model, job, batch_tokens, max(lengths) + max_new_tokens)
+    check = count("check", check)
+    budget = budget_of(model, job, batch_tokens, max(lengths) + max_new_tokens)
     meta = job.manifest(model, prompts, ids)
 
     with closing(Memory() if out is None else Folder.create_or_resume(out, meta)) as store:
@@ -157,7 +156,7 @@ def capture(
             n_projections = sum(map(len, job.names.values()))
             costs = estimate_costs(
                 model,
-                job.sites,
+                [s for s in job.sites if s not in meta["same_as"]],
                 [lengths[i] for i in todo],
                 max_new_tokens,
                 keep=job.keep,
@@ -327,7 +326,8 @@ def run_batch(model: Model, job: Job, ids: list[list[int]], names: list[str], cl
     return _Ran(states, projections, responses, n_padded)
 
 
-def _budget(model: Model, job: Job, asked: int | str, longest: int) -> int:
+def budget_of(model: Model, job: Job, asked: int | str, longest: int) -> int:
+    """Padded tokens per batch: what was asked for, or "auto" for prompts of up to `longest` tokens."""
     if asked == "auto":
         return auto_batch_tokens(
             model, job.sites, longest=longest, new_tokens=job.generator.max_new_tokens, kept=job.keep

@@ -90,7 +90,7 @@ def estimate_costs(
     model : Model
         Its speed is measured once, with a few short passes.
     sites : sequence of str
-        Resolved names.
+        Resolved names of what is stored: without those that are the state of another one.
     lengths : sequence of int
         Tokens of the prompts.
     max_new_tokens : int
@@ -109,9 +109,8 @@ def estimate_costs(
     if not lengths:
         return Costs(0, 0.0)
     n_tokens = sum(lengths) + len(lengths) * max_new_tokens
-    stored = [s for s in sites if s == "embed" or not s.startswith("resid_pre.") or s == "resid_pre.0"]
     longest = max(lengths) + max_new_tokens
-    row = row_numbers(model, stored, longest) * torch.finfo(model.dtype).bits // 8 if keep else 0
+    row = row_numbers(model, sites, longest) * torch.finfo(model.dtype).bits // 8 if keep else 0
     speed = model.speed
     prefill = sum(lengths) * speed["token"]
     per_batch = max(1, batch_tokens // longest)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from interp.capture import statistics as stats
 from interp.capture.model import Model
-from interp.capture.prompts import Prompt, Prompts
+from interp.capture.prompts import Prompt, Prompts, content_id
 from interp.capture.record import capture
 from interp.files import file_hash, read_json, whole, write_json
 
@@ -241,6 +241,8 @@ class TraitVectors(Mapping[str, Trait]):
             raise ValueError(f"method must be one of {', '.join(stats.FITS)}, got {method!r}")
         if pool not in ("mean", "last"):
             raise ValueError(f"pool must be 'mean' or 'last', got {pool!r}")
+        if isinstance(traits, (str, Mapping)):
+            raise ValueError("traits takes a list of traits, got a single one: write [...] around it")
         resolved = model.sites.resolve(sites)
         sets = [contrast(t) if isinstance(t, str) else dict(t) for t in traits]
         flat = [s for by_kind in sets for s in by_kind.values()]
@@ -344,8 +346,8 @@ class TraitVectors(Mapping[str, Trait]):
             tensors = load_file(weights)
             traits = []
             for t in content["traits"]:
-                start = t["name"] + "/"
-                mine = {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+                parts = ((k.rpartition("/"), v) for k, v in tensors.items())  # a name may hold a slash
+                mine = {site: v for (name_of, _, site), v in parts if name_of == t["name"]}
                 traits.append(Trait(**t, vectors=mine))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{about} is not what `save` wrote ({error}): fit again") from error
@@ -371,8 +373,9 @@ def _pooled(
     model: Model, sets: Sequence[ContrastSet], sites: Sequence[str], pool: str, batch_tokens: int | str
 ) -> list[dict[str, np.ndarray]]:
     """Per set: site → pooled states, float64 ``[n, width]``."""
-    texts = [_as_text(p, model) for s in sets for p in s.prompts]
-    unique = {p.id: p for p in texts}  # a text may stand in two sets
+    # By content: a text may stand in two sets, and two sets may give different texts the same id.
+    texts = [replace(p, id=_content(p)) for s in sets for p in (_as_text(p, model) for p in s.prompts)]
+    unique = {p.id: p for p in texts}
     acts = capture(model, Prompts(unique.values()), sites=sites, batch_tokens=batch_tokens)
     starts = [_response_start(p, model) for p in unique.values()]
     spans = {}
@@ -386,6 +389,10 @@ def _pooled(
         out.append({site: np.stack([x[span].mean(0) for span in mine]) for site, x in rows.items()})
         at += len(s.prompts)
     return out
+
+
+def _content(prompt: Prompt) -> str:
+    return content_id(prompt.text or prompt.messages or prompt.token_ids)
 
 
 def _as_text(prompt: Prompt, model: Model) -> Prompt:

@@ -19,7 +19,7 @@ import torch
 
 from interp.capture.activations import Activations
 from interp.capture.batching import pack
-from interp.capture.generate import Generator
+from interp.capture.generate import Generator, count
 from interp.capture.job import Job, expect_consistent
 from interp.capture.prompts import Prompt, Prompts
 from interp.capture.record import capture
@@ -75,8 +75,7 @@ def plan(prompts: Any, n_tasks: int, *, vectors: Any = None, **options: Any) -> 
     if options.get("sites") is not None:
         expect_kinds(options["sites"])
     _generator(options)
-    if options.get("check", 0) < 0:
-        raise ValueError(f"check must be 0 or more, got {options['check']}")
+    count("check", options.get("check", 0))
     inputs: dict[str, dict[str, Any]] = {"prompts.json": {"prompts": [_plain(p) for p in prompts]}}
     if vectors is not None:
         inputs["vectors.json"] = {name: _numbers(v) for name, v in vectors.items()}

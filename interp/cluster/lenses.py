@@ -23,7 +23,7 @@ from interp.files import read_json
 from interp.lens.concepts import ConceptPack
 from interp.lens.library import Lenses
 from interp.lens.report import LensReport
-from interp.lens.train import expect_options, train_lenses
+from interp.lens.train import chosen_concepts, expect_options, train_lenses
 
 __all__ = ["merge", "plan", "work"]
 
@@ -91,13 +91,7 @@ def plan(
     expect_kinds(options["site"])
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
-    chosen = [c.id for c in pack] if concepts is None else list(dict.fromkeys(concepts))
-    known = {c.id for c in pack}
-    unknown = [c for c in chosen if c not in known]
-    if unknown or not chosen:
-        raise ValueError(
-            f"concepts: {unknown[0]!r} is not in the pack" if unknown else "there are no concepts"
-        )
+    chosen = chosen_concepts(pack, concepts)
     groups = [chosen[i : i + shard_size] for i in range(0, len(chosen), shard_size)]
     return Planned({**options, "groups": groups}, cut(len(groups), n_tasks), {"pack.json": pack.to_dict()})
 

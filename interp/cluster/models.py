@@ -32,7 +32,7 @@ def check(options: dict[str, Any]) -> None:
         raise TypeError(
             f"model must be a folder or a name on the hub, which each task loads by itself; got {model!r}"
         )
-    if os.path.isdir(model):
+    if model != "tiny" and os.path.isdir(model):  # as `load_model` has it: "tiny" is the one that ships
         options["model"] = os.path.abspath(model)
     size = options.setdefault("batch_tokens", 2048)
     if not isinstance(size, int) or size < 1:

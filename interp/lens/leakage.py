@@ -167,6 +167,7 @@ def audit(samples: Iterable[Sample], threshold: float = NEAR) -> None:
     LeakageError
         Naming the two texts and their splits.
     """
+    samples = list(samples)
     kept = {(s.filler, s.split): s for s in samples}
     heldout: dict[str, Sample] = {}
     for s in samples:

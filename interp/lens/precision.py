@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from interp.capture.batching import pad
 from interp.events import rss_bytes
 
 if TYPE_CHECKING:
@@ -67,12 +68,7 @@ def _batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     # Prompts repeat when a batch is larger than their number.
     part = [encoded[(start + i) % len(encoded)] for i in range(size)]
-    longest = max(map(len, part))
-    ids = torch.full((size, longest), model.pad_id)
-    mask = torch.zeros_like(ids)
-    for i, seq in enumerate(part):
-        ids[i, : len(seq)] = torch.tensor(seq)
-        mask[i, : len(seq)] = 1
+    ids, mask, _ = pad(part, model.pad_id, "right")
     return ids.to(model.device), mask.to(model.device)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.capture.batching import pad
 from interp.events import bar
 from interp.lens.judge import seed_of
 
@@ -166,14 +167,8 @@ def next_token_loss(model: Model, texts: Sequence[str], *, batch_size: int = 16)
     encoded = sorted((model.tokenizer(t)["input_ids"] for t in texts), key=len)
     total, count = 0.0, 0
     for start in range(0, len(encoded), batch_size):
-        part = encoded[start : start + batch_size]
-        longest = max(map(len, part))
-        ids = torch.full((len(part), longest), model.pad_id)
-        mask = torch.zeros_like(ids)
-        for i, seq in enumerate(part):
-            ids[i, : len(seq)] = torch.tensor(seq)
-            mask[i, : len(seq)] = 1
-        ids, mask = ids.to(model.device), mask.to(model.device)
+        batch = pad(encoded[start : start + batch_size], model.pad_id, "right")
+        ids, mask, _ = (t.to(model.device) for t in batch)
         logits = model.hf(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
         real = mask[:, 1:].bool()
         losses = torch.nn.functional.cross_entropy(logits[real], ids[:, 1:][real], reduction="sum")

@@ -20,7 +20,7 @@ from interp.threads import torch_threads
 if TYPE_CHECKING:
     from interp.capture.model import Model
 
-__all__ = ["expect_options", "train_lenses"]
+__all__ = ["chosen_concepts", "expect_options", "train_lenses"]
 
 logger = logging.getLogger(__name__)
 
@@ -116,11 +116,7 @@ def train_lenses(
     started = time.perf_counter()
     expect_options(f1_target=f1_target, f1_rule=f1_rule, growth=growth, head=head)
     pack = pack if isinstance(pack, ConceptPack) else ConceptPack.load(pack)
-    chosen = [c.id for c in pack] if concepts is None else list(dict.fromkeys(concepts))
-    known = {c.id for c in pack}
-    for c in chosen:
-        if c not in known:
-            raise ValueError(f"concepts: {c!r} is not in pack {pack.name!r}")
+    chosen = chosen_concepts(pack, concepts)
     about_pack = {"name": pack.name, "version": pack.version, "hash": pack.hash}
     emit = Emitter(iteration_hook)
     bank = _bank(model, bank, dtype, site, pooling, continuation, seed, batch_tokens)
@@ -197,6 +193,34 @@ def expect_options(*, f1_target: float, f1_rule: str, growth: Sequence[int], hea
         raise ValueError(f"head must be 'linear' or 'mlp', got {head!r}")
     if not growth or min(growth) < 2 or sorted(set(growth)) != list(growth):
         raise ValueError(f"growth must be increasing numbers of samples from 2, got {list(growth)}")
+
+
+def chosen_concepts(pack: ConceptPack, concepts: Iterable[str] | None) -> list[str]:
+    """Ids to train, each once.
+
+    Parameters
+    ----------
+    pack : ConceptPack
+    concepts : iterable of str, optional
+        As in `train_lenses`.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    ValueError
+        If there are none, or one is not in the pack (named).
+    """
+    if isinstance(concepts, str):
+        raise ValueError(f"concepts takes a list of ids, got a single one: write [{concepts!r}]")
+    chosen = [c.id for c in pack] if concepts is None else list(dict.fromkeys(concepts))
+    unknown = [c for c in chosen if c not in pack]
+    if unknown or not chosen:
+        what = f"{unknown[0]!r} is not in pack {pack.name!r}" if unknown else "there are none to train"
+        raise ValueError(f"concepts: {what}")
+    return chosen
 
 
 def _bank(
