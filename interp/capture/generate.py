@@ -27,7 +27,7 @@ __all__ = ["Generator", "count"]
 
 
 def count(name: str, value: Any) -> int:
-    """`value` as an int, whatever kind of integer it is; a ValueError with the `name` of the option if none."""
+    """`value` as an int, whatever kind of integer it is; else a ValueError that names the option."""
     try:
         n = operator.index(value)
     except TypeError:
