@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from interp.capture.activations import Activations
     from interp.capture.model import Model
-    from interp.capture.prompts import Prompts
 
 __all__ = ["demo"]
 
@@ -40,16 +39,17 @@ NEW_TOKENS = 50
 N_FIT, N_TEST = 210_000, 50_000
 #: Padded tokens per batch. Fixed, because "auto" goes by free memory, and other batches round differently.
 BATCH_TOKENS = 8192
-#: What a demo leaves in its folder.
+#: What a demo leaves in its folder. The events come first and go last: they tell its folder from others.
 FILES = (
-    "events",
     "labels.bin",
     "lenses",
     "probe1d_metrics.npz",
     "projections.json",
     "report.html",
     "token_acts.npz",
+    "events",
 )
+FIRST = "events/capture.jsonl"
 #: Prompt file → the trait that its prompts are about.
 TRAITS = {
     "uncertainty": "uncertainty_calibration",
@@ -126,6 +126,8 @@ def demo(out: str | os.PathLike[str] = "runs/demo", *, seed: int = 0) -> Path:
     ------
     FileNotFoundError
         If the shipped model is not there.
+    FileExistsError
+        If the folder holds files of these names that no demo wrote.
     LockedError
         If another demo is under way there.
     OSError
@@ -141,7 +143,10 @@ def _demo(folder: Path, seed: int) -> Path:
     from interp.capture.model import load_model
 
     sweep(folder)
-    for name in FILES:
+    left = [name for name in FILES if (folder / name).exists()]
+    if left and not (folder / FIRST).is_file():
+        raise FileExistsError(f"{folder} holds {left[0]}, and not from a demo: give another folder")
+    for name in left:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     story = Story(folder)
@@ -173,7 +178,8 @@ def _capture(story: Story, model: Model, seed: int) -> Activations:
     from interp.capture.record import capture
     from interp.capture.traits import TraitVectors
 
-    files = {name: _as_chats(shipped(name)) for name in SHIPPED}
+    # A user's message each, which is how the shipped model is asked.
+    files = {name: shipped(name).as_chat() for name in SHIPPED}
     tiers = {name: 3 if name.startswith("tier3") else 2 for name in files}
     n_prompts = sum(map(len, files.values()))
     doing = (
@@ -199,10 +205,10 @@ def _capture(story: Story, model: Model, seed: int) -> Activations:
     rows = []
     for name, prompts in files.items():
         acts, trait = captured[tiers[name]], traits[TRAITS[name.removeprefix("tier3_")]]
-        phases = np.concatenate([acts.phase[_rows(acts, p["id"])].numpy() for p in prompts])
+        phases = np.concatenate([acts.phase[_rows(acts, p.id)].numpy() for p in prompts])
         counts = (tiers[name], len(prompts), (phases == 0).sum(), phases.sum(), len(acts.sites))
         rows.append([name, *map(str, counts), trait.site, f"{trait.auroc:.3f}"])
-    story.shown = {TRAITS[name]: files[name][0]["id"] for name in TRAITS}
+    story.shown = {TRAITS[name]: files[name][0].id for name in TRAITS}
     story.numbers.append((str(n_prompts), "prompts captured, each with its answer"))
     story.count(*(acts.token_ids.numpy() for acts in captured.values()))
     worst = max(error for acts in captured.values() for error in acts.check.values())
@@ -214,11 +220,6 @@ def _capture(story: Story, model: Model, seed: int) -> Activations:
         f"Batched against alone: largest relative difference {worst:.0e}.",
     )
     return captured[2]
-
-
-def _as_chats(prompts: Prompts) -> list[dict[str, Any]]:
-    """Each prompt as the message of a user, which is how the shipped model is asked."""
-    return [{"id": p.id, "messages": [{"role": "user", "content": p.text}]} for p in prompts]
 
 
 def _rows(acts: Activations, prompt: str) -> slice:

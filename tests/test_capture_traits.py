@@ -160,10 +160,10 @@ def test_auroc_intervals_cover() -> None:
         for _ in range(400):
             scores = np.r_[source.normal(shift, 1, 15), source.normal(0, 1, 15)]
             y = np.arange(30) < 15
-            low, high = statistics.auroc_interval(statistics.auroc(scores, y), 15, 15)
+            low, high = statistics.newcombe(statistics.auroc(scores, y), 15, 15)
             inside += low <= truth <= high
         assert inside >= 0.92 * 400
-    low, high = statistics.auroc_interval(1.0, 16, 16)
+    low, high = statistics.newcombe(1.0, 16, 16)
     assert 0.8 < low < 0.95
     assert high == 1
 

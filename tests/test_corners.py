@@ -21,6 +21,7 @@ from interp.capture.measure import measure
 from interp.capture.plan import run_plan
 from interp.capture.prompts import Prompt
 from interp.capture.traits import ContrastSet, Trait, TraitVectors
+from interp.demo import demo
 from interp.events import CaptureBegin
 from interp.lens import train_lenses
 from interp.lens.leakage import LeakageError, audit
@@ -199,6 +200,18 @@ def test_names_of_traits_may_begin_alike(tmp_path: Path) -> None:
     traits = [trait(n, {"resid_post.0": torch.full((4,), v)}) for n, v in (("calm", 1.0), ("calm/very", 2.0))]
     path = TraitVectors(traits, {"name": "m", "fingerprint": "f", "width": 4}).save(tmp_path / "t")
     torch.testing.assert_close(TraitVectors.load(path).by_site(), {t.name: t.vectors for t in traits})
+
+
+# ------------------------------------------------------------------------------------- the demo
+
+
+@pytest.mark.parametrize("name", ["token_acts.npz", "lenses"])
+def test_a_demo_deletes_no_data_of_yours(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "years of work").write_text("")
+    with pytest.raises(FileExistsError, match=f"holds {name}, and not from a demo"):
+        demo(tmp_path)
+    assert (tmp_path / name / "years of work").exists()
 
 
 # --------------------------------------------------------------------------------------- lenses

@@ -241,36 +241,40 @@ def test_balanced_f1_ignores_prevalence():
     assert g.balanced_f1(scores, labels) == pytest.approx(2 * (2 / 3) / (2 / 3 + 1 / 4 + 1))
 
 
+def one(many, logits, labels):
+    return many([logits], [labels])[0]
+
+
 def test_calibration_and_brier():
     rng = np.random.default_rng(0)
     f = rng.normal(size=4000) * 2
     labels = rng.random(4000) < expit(f)
-    slope, intercept = g.calibration(f, labels)
+    slope, intercept = one(g.calibrations, f, labels)
     assert slope == pytest.approx(1, abs=0.1)
     assert intercept == pytest.approx(0, abs=0.1)
-    assert g.calibration(3 * f, labels)[0] == pytest.approx(slope / 3, rel=1e-6)
+    assert one(g.calibrations, 3 * f, labels)[0] == pytest.approx(slope / 3, rel=1e-6)
     weight = np.where(labels, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
     model = LogisticRegression(C=1e12, tol=1e-10).fit(f[:, None], labels, sample_weight=weight)
     assert slope == pytest.approx(model.coef_[0, 0], rel=1e-4)
     assert g.brier(np.zeros(10), np.arange(10) < 3) == pytest.approx(0.25)
     assert g.brier(np.array([50.0, -50.0]), np.array([True, False])) == pytest.approx(0)
-    assert np.isnan(g.calibration(labels + 0.0, labels)[0])  # separated: no slope
+    assert np.isnan(one(g.calibrations, labels + 0.0, labels)[0])  # separated: no slope
 
 
 def test_platt_repairs_overconfidence_and_keeps_the_order():
     rng = np.random.default_rng(1)
     labels = np.arange(400) < 200
     f = (rng.normal(size=400) + labels - 0.5) * 10
-    slope, intercept = g.platt(f[::2], labels[::2])
+    slope, intercept = one(g.platts, f[::2], labels[::2])
     assert slope > 0
     fixed = slope * f[1::2] + intercept
     assert (
-        abs(g.calibration(fixed, labels[1::2])[0] - 1)
+        abs(one(g.calibrations, fixed, labels[1::2])[0] - 1)
         < 0.3
-        < abs(g.calibration(f[1::2], labels[1::2])[0] - 1)
+        < abs(one(g.calibrations, f[1::2], labels[1::2])[0] - 1)
     )
     assert g.brier(fixed, labels[1::2]) < g.brier(f[1::2], labels[1::2])
-    assert g.platt(f[:5], labels[:5]) == (1.0, 0.0)
+    assert one(g.platts, f[:5], labels[:5]) == (1.0, 0.0)
     assert (
-        g.platt(-f, labels)[0] > 0
+        one(g.platts, -f, labels)[0] > 0
     )  # a lens that is wrong on the calibration rows is damped, never turned round

@@ -242,8 +242,8 @@ def test_areas_and_lines_of_many_are_those_of_each():
     np.testing.assert_allclose(
         g.auroc(scores, positive, present > 0), [g.auroc(f, y) for f, y in zip(logits, labels, strict=True)]
     )
-    for many, one in ((g.platts, g.platt), (g.calibrations, g.calibration)):
-        each = [one(f, y) for f, y in zip(logits, labels, strict=True)]
+    for many in (g.platts, g.calibrations):
+        each = [many([f], [y])[0] for f, y in zip(logits, labels, strict=True)]
         np.testing.assert_allclose(many(logits, labels), each, atol=1e-9)
-    slope, intercept = g.platt(logits[1], labels[1])
+    slope, intercept = g.platts(logits[1:2], labels[1:2])[0]
     np.testing.assert_allclose(platt(logits[1], labels[1]), [slope, intercept], atol=1e-5)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
-from scipy.optimize import brentq, minimize
-from scipy.stats import norm, rankdata
+from scipy.optimize import minimize
+from scipy.special import ndtri
+from scipy.stats import rankdata
 
-__all__ = ["FITS", "auroc", "auroc_interval", "cross_validated", "nested"]
+__all__ = ["FITS", "auroc", "cross_validated", "nested", "newcombe"]
 
 Fit = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -61,28 +62,46 @@ def auroc(scores: np.ndarray, y: np.ndarray) -> float:
     return float((rankdata(scores)[y].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
 
 
-def auroc_interval(value: float, n_pos: int, n_neg: int, level: float = 0.95) -> tuple[float, float]:
+def newcombe(value: float, n_pos: int, n_neg: int, *, level: float = 0.95) -> tuple[float, float]:
     """Interval of an AUROC that stays honest at 1.0: Newcombe's method 5 [1]_.
 
-    The ends θ solve ``|θ − value| = z √V(θ)`` with ``V(θ) = θ(1−θ) [1 + (N−1)((1−θ)/(2−θ) + θ/(1+θ))] /
-    (n_pos n_neg)``, N the mean of the two counts.
+    All θ with ``(value − θ)² ≤ z² V(θ)``, where ``V(θ) = θ(1−θ) [1 + N ((1−θ)/(2−θ) + θ/(1+θ))] / (n_pos
+    n_neg)`` and N is the mean of the two counts, less 1.
+
+    Parameters
+    ----------
+    value : float
+        The AUROC.
+    n_pos, n_neg : int
+        Independent rows of either class.
+    level : float
+
+    Returns
+    -------
+    low, high : float
 
     References
     ----------
     .. [1] R. G. Newcombe, Confidence intervals for an effect size measure based on the Mann-Whitney
-    statistic, part 2,
-       Statistics in Medicine 25 (2006) 559-573.
+       statistic, part 2, Statistics in Medicine 25 (2006) 559-573.
     """
-    z, mean = norm.ppf(0.5 + level / 2), (n_pos + n_neg) / 2
+    z, rest = float(ndtri(0.5 + level / 2)), (n_pos + n_neg) / 2 - 1
 
-    def gap(t: float) -> float:
-        variance = t * (1 - t) * (1 + (mean - 1) * ((1 - t) / (2 - t) + t / (1 + t))) / (n_pos * n_neg)
-        return abs(t - value) - z * np.sqrt(variance)
+    def outside(theta: float) -> float:
+        v = theta * (1 - theta)
+        v *= 1 + rest * (1 - theta) / (2 - theta) + rest * theta / (1 + theta)
+        return (value - theta) ** 2 - z * z * v / (n_pos * n_neg)
 
-    # At value itself the gap is negative, except at 0 and 1, where it is 0: step inside.
-    low = 0.0 if value <= 0 else brentq(gap, 0.0, min(value, 1 - 1e-9))
-    high = 1.0 if value >= 1 else brentq(gap, max(value, 1e-9), 1.0)
-    return float(low), float(high)
+    def edge(inside: float, end: float) -> float:
+        # `outside` changes sign once between the estimate and either end of [0, 1].
+        if outside(end) <= 0:
+            return end
+        for _ in range(60):
+            middle = (inside + end) / 2
+            inside, end = (inside, middle) if outside(middle) > 0 else (middle, end)
+        return end
+
+    return edge(value, 0.0), edge(value, 1.0)
 
 
 def folds(groups: np.ndarray, k: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

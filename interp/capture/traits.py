@@ -430,7 +430,7 @@ def _fit_trait(
     layers = {s: stats.cross_validated(fit, x[s], labels, groups, seed) for s in sites}
     best = stats.best(layers)
     auroc, scores = stats.nested(fit, x, labels, groups, seed)
-    low, high = stats.auroc_interval(auroc, int(labels.sum()), int((~labels).sum()))
+    low, high = stats.newcombe(auroc, int(labels.sum()), int((~labels).sum()))
     vectors = {s: fit(x[s], labels) for s in sites}
     other: dict[str, float] = {}
     for k, there in by_kind.items():

@@ -314,12 +314,6 @@ class Bank:
         else:
             chosen = at_least_one(given & content, given, every)[at]
         pooled = pool(repeated, offsets, chosen, self.pooling)
-        bad = (~torch.isfinite(pooled).all(dim=1)).nonzero()[:, 0].tolist()
-        if bad:
-            raise FloatingPointError(
-                f"{len(bad)} of {len(pooled)} prompts gave activations that are not finite at {self.site}, "
-                f"first {samples[bad[0]].text!r}; load the model in bfloat16 or float32"
-            )
         block = {"rows": pooled, "tokens": one_token(repeated, offsets, chosen, keys)}
         if self.continuation:
             # A response of nothing but an end token is pooled over that.

@@ -29,18 +29,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit, logit, ndtri
 
+from interp.capture.statistics import newcombe
+
 __all__ = [
     "Grade",
     "auroc",
     "auroc_interval",
     "balanced_f1",
     "brier",
-    "calibration",
     "calibrations",
     "f1_interval",
     "grade",
     "letter",
-    "platt",
     "platts",
 ]
 
@@ -124,10 +124,10 @@ def auroc_interval(
     beats[labels] = _share_below(pos, neg)
     beats[~labels] = 1 - _share_below(neg, pos)
     area = float(beats[labels].mean())
-    z = float(ndtri(0.5 + level / 2))
     n_groups = len(np.unique(groups[labels])), len(np.unique(groups[~labels]))
-    low, high = _newcombe(area, *n_groups, z)
+    low, high = newcombe(area, *n_groups, level=level)
     if 0 < area < 1:
+        z = float(ndtri(0.5 + level / 2))
         spread = z * math.sqrt(_delong_variance(beats, labels, groups, area)) / (area * (1 - area))
         centre = float(logit(area))
         low, high = min(low, float(expit(centre - spread))), max(high, float(expit(centre + spread)))
@@ -155,26 +155,6 @@ def _delong_variance(beats: np.ndarray, labels: np.ndarray, groups: np.ndarray, 
     shared = np.count_nonzero(counts[True] + counts[False])
     product = counts[True].sum() * counts[False].sum()
     return max(total + 2 * shared / (shared - 1) * float((sums[True] * sums[False]).sum()) / product, 0.0)
-
-
-def _newcombe(area: float, n: int, m: int, z: float) -> tuple[float, float]:
-    half = (n + m) / 2 - 1
-
-    def outside(theta: float) -> float:
-        v = theta * (1 - theta)
-        v *= 1 + half * (1 - theta) / (2 - theta) + half * theta / (1 + theta)
-        return (area - theta) ** 2 - z * z * v / (n * m)
-
-    def edge(inside: float, end: float) -> float:
-        # `outside` changes sign once between the estimate and either end of [0, 1].
-        if outside(end) <= 0:
-            return end
-        for _ in range(60):
-            middle = (inside + end) / 2
-            inside, end = (inside, middle) if outside(middle) > 0 else (middle, end)
-        return end
-
-    return edge(area, 0.0), edge(area, 1.0)
 
 
 @dataclass(frozen=True)
@@ -283,16 +263,19 @@ def brier(logits: ArrayLike, labels: ArrayLike) -> float:
     return float(0.5 * ((1 - p[labels]) ** 2).mean() + 0.5 * (p[~labels] ** 2).mean())
 
 
-def calibration(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
-    """Slope and intercept of a logistic regression of the labels on the logits (1 and 0 when calibrated).
-
-    NaN where the logits separate the classes, for then no slope is the largest likelihood's.
-    """
-    return calibrations([np.asarray(logits, dtype=np.float64)], [np.asarray(labels, dtype=bool)])[0]
-
-
 def calibrations(logits: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> list[tuple[float, float]]:
-    """`calibration` of many lenses at once, each on rows of its own."""
+    """Slopes and intercepts of logistic regressions of the labels on the logits (1 and 0 when calibrated).
+
+    Parameters
+    ----------
+    logits, labels : sequence of ndarray, shape [n]
+        Of each lens, on rows of its own.
+
+    Returns
+    -------
+    list of (slope, intercept)
+        NaN where the logits separate the classes, for then no slope is the largest likelihood's.
+    """
 
     def overlap(f: np.ndarray, positive: np.ndarray) -> bool:
         if not positive.any() or positive.all():
@@ -308,21 +291,25 @@ def calibrations(logits: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> 
     return found
 
 
-def platt(logits: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
-    """Slope a > 0 and intercept c such that σ(a f + c) is calibrated, fitted on rows of their own.
+def platts(logits: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> list[tuple[float, float]]:
+    """Slope a > 0 and intercept c of each lens such that σ(a f + c) is calibrated.
 
     A prior draws a towards 1 with the weight of one row, so that perfectly separated rows give a finite
     slope; with fewer than 10 rows of a class nothing is changed (1, 0).
+
+    Parameters
+    ----------
+    logits, labels : sequence of ndarray, shape [n]
+        Of each lens, on rows that it was not trained on.
+
+    Returns
+    -------
+    list of (slope, intercept)
 
     References
     ----------
     Platt, Probabilistic outputs for support vector machines, 1999.
     """
-    return platts([np.asarray(logits, dtype=np.float64)], [np.asarray(labels, dtype=bool)])[0]
-
-
-def platts(logits: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> list[tuple[float, float]]:
-    """`platt` of many lenses at once, each on rows of its own."""
     found = [(1.0, 0.0)] * len(logits)
     which = [k for k, y in enumerate(labels) if min(np.count_nonzero(y), np.count_nonzero(~y)) >= 10]
     slopes = _fit_slopes([logits[k] for k in which], [labels[k] for k in which], ridge=1.0)

@@ -116,10 +116,8 @@ class Job:
         return (homes != fold) & (template != fold), held
 
     def apply(self, z: Tensor) -> Tensor:
-        """Logits of standardised rows, float32 ``[...]`` for rows of shape ``[..., width]``."""
-        if self.mlp is None:
-            assert self.w is not None
-            return z @ self.w + self.b
+        """Logits of the MLP on standardised rows, float32 ``[...]`` for rows of shape ``[..., width]``."""
+        assert self.mlp is not None
         hidden = torch.relu(z @ self.mlp["up"] + self.mlp["shift"])
         return hidden @ self.mlp["down"] + self.mlp["bias"]
 
