@@ -204,12 +204,12 @@ class SAE:
 
         Parameters
         ----------
-        acts : Tensor or ndarray, shape (..., d_in)
+        acts : Tensor or ndarray, shape [..., d_in]
             Activations of the site the autoencoder was trained on, in any float dtype.
 
         Returns
         -------
-        Tensor of float32, shape (..., n_latents)
+        Tensor of float32, shape [..., n_latents]
             On the device of the weights.
 
         Raises
@@ -232,13 +232,13 @@ class SAE:
 
         Parameters
         ----------
-        acts : Tensor or ndarray, shape (n_rows, d_in)
+        acts : Tensor or ndarray, shape [n_rows, d_in]
         batch : int
             Rows encoded at once; 4,096 rows × 2,048 latents are 32 MB.
 
         Returns
         -------
-        scipy.sparse.csr_matrix of float32, shape (n_rows, n_latents)
+        scipy.sparse.csr_matrix of float32, shape [n_rows, n_latents]
             Sorted column indices, no stored zeros.
 
         Raises
@@ -289,14 +289,14 @@ class SAE:
 
         Parameters
         ----------
-        code : Tensor, shape (..., n_latents)
-        like : Tensor or ndarray, shape (..., d_in), optional
+        code : Tensor, shape [..., n_latents]
+        like : Tensor or ndarray, shape [..., d_in], optional
             The activations that were encoded; needed where the input was normalised by its own norm or
             mean, which the code no longer holds.
 
         Returns
         -------
-        Tensor of float32, shape (..., d_in)
+        Tensor of float32, shape [..., d_in]
 
         Raises
         ------

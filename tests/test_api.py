@@ -10,7 +10,7 @@ What is asked of its docstring are numpydoc's rules, as far as they serve a read
 - the fields of a record that people import under Attributes or Parameters; those of an event may have a
   comment each, and those of records inside the package have their types where they stand;
 - Returns or Yields beside Parameters, with its type, wherever something is returned;
-- the shape of every array, and the dtype of every array that is returned or an attribute.
+- the shape of every array, in brackets, and the dtype of every array that is returned or an attribute.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ SECTIONS = (
     "See Also",
 )
 ARRAY = re.compile(r"\b(nd)?arrays?\b|\btensors?\b|\bcs[rc]_(array|matrix)\b", re.I)
-#: ``[n_rows, width]``, ``shape (width,)``, ``of the same shape``.
+#: ``[n_rows, width]``, ``of the same shape``.
 SHAPE = re.compile(r"\[[^\]]+\]|\bshapes?\b|\bscalar\b", re.I)
 DTYPE = re.compile(r"\b(u?int|float|bfloat)\d*\b|\bbool\b|\bdtype\b|\bobject\b|\bstr\b|\bcodes?\b", re.I)
 
@@ -172,6 +172,9 @@ def problems(thing: Any, face: bool = True) -> list[str]:
     if doc.summary in doc.sections or not re.search(r"[.:?…]\)?$", first):
         out.append("has no full sentence as its summary")
     out += [f"has a section {s!r}" for s in doc.sections if s not in SECTIONS]
+    out += [
+        f"{s}: a shape is written [n_rows, width]" for s in re.findall(r"(?i)\bshapes? \(.*?\)", doc.text)
+    ]
     out += (
         _class_problems(thing, doc, face) if inspect.isclass(thing) else _function_problems(thing, doc, face)
     )
@@ -287,6 +290,11 @@ def test_a_good_docstring_has_no_problems(thing: Callable[..., Any]) -> None:
         ("    n : int\n", "    n\n", "n: no type"),
         ("    n : int\n", "    n : int\n    m : int\n", "m: documented, but no parameter"),
         (", shape [n_rows]\n        What", "\n        What", "x: an array without a shape"),
+        (
+            "shape [n_rows]\n        What",
+            "shape (n_rows,)\n        What",
+            "shape (n_rows,): a shape is written",
+        ),
         ("Tensor of float32, shape [n_rows]", "Tensor of float32", "an array without a shape"),
         ("Tensor of float32, shape [n_rows]", "Tensor, shape [n_rows]", "an array without a dtype"),
         ("    Returns\n    -------\n    Tensor of float32, shape [n_rows]\n", "", "has no Returns"),

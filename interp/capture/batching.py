@@ -127,7 +127,7 @@ def pad(ids: Sequence[Sequence[int]], pad_id: int, side: str) -> tuple[Tensor, T
 
     Returns
     -------
-    tokens, mask, positions : Tensor, shape (n_prompts, longest), int64
+    tokens, mask, positions : Tensor, shape [n_prompts, longest], int64
         Ids; 1 where there is a token; the position of a token in its prompt (0 at padding).
     """
     longest = max(map(len, ids))

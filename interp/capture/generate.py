@@ -27,7 +27,24 @@ __all__ = ["Generator", "count"]
 
 
 def count(name: str, value: Any) -> int:
-    """`value` as an int, whatever kind of integer it is; else a ValueError that names the option."""
+    """An option that counts something, as an int.
+
+    Parameters
+    ----------
+    name : str
+        The option's, for the error.
+    value : int
+        Of any kind that is an integer, NumPy's too.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If it is no integer, or below 0.
+    """
     try:
         n = operator.index(value)
     except TypeError:

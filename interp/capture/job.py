@@ -74,7 +74,7 @@ class Job:
         Resolved names.
     names : dict of str to list of str
         Per projected site, the vectors.
-    matrices : dict of str to Tensor, shape (width, n_vectors), float32
+    matrices : dict of str to Tensor, shape [width, n_vectors], float32
         Per projected site, on the model's device.
     keep : bool
         Whether the rows themselves are kept.

@@ -187,7 +187,7 @@ class Model:
 
         Parameters
         ----------
-        ids, mask : Tensor, shape (n_prompts, n_tokens), int64
+        ids, mask : Tensor, shape [n_prompts, n_tokens], int64
             Token ids, and 1 where there is a token.
 
         Returns
@@ -203,16 +203,16 @@ class Model:
 
         Parameters
         ----------
-        ids, positions : Tensor, shape (n_prompts, n_new), int64
+        ids, positions : Tensor, shape [n_prompts, n_new], int64
             New token ids and their positions.
-        mask : Tensor, shape (n_prompts, n_past + n_new), int64
+        mask : Tensor, shape [n_prompts, n_past + n_new], int64
             1 where there is a token, past ones included.
         cache : object or None
             What the step before returned.
 
         Returns
         -------
-        logits : Tensor of the model's dtype, shape (n_prompts, vocab_size)
+        logits : Tensor of the model's dtype, shape [n_prompts, vocab_size]
             For the token that follows.
         cache : object
             Keys and values so far.

@@ -19,14 +19,14 @@ def mean_difference(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    x : array, shape (n, width)
+    x : array, shape [n, width]
         States.
-    y : array of bool, shape (n,)
+    y : array of bool, shape [n]
         Labels.
 
     Returns
     -------
-    array, shape (width,)
+    array, shape [width]
     """
     return _unit(x[y].mean(0) - x[~y].mean(0))
 
@@ -154,10 +154,10 @@ def nested(
     ----------
     fit : callable
         One of `FITS`.
-    x : mapping of str to ndarray, shape (n, width)
+    x : mapping of str to ndarray, shape [n, width]
         Site → pooled states.
-    y : ndarray of bool, shape (n,)
-    groups : ndarray, shape (n,)
+    y : ndarray of bool, shape [n]
+    groups : ndarray, shape [n]
         Rows of a group stay together.
     seed, k : int
         Of the folds, and how many.
@@ -165,7 +165,7 @@ def nested(
     Returns
     -------
     auroc : float
-    scores : array of float64, shape (n,)
+    scores : array of float64, shape [n]
     """
     scores = np.zeros(len(y))
     for train, test in folds(groups, k, seed + 1):

@@ -34,7 +34,7 @@ def steer(
     ----------
     model : Model
         From `interp.load_model`.
-    vectors : mapping of str to Tensor, shape (width,)
+    vectors : mapping of str to Tensor, shape [width]
         Site → vector. Sites are ``embed``, ``resid_pre.L``, ``resid_mid.L``, ``resid_post.L``, ``attn_out.L``
         and ``mlp_out.L``; ``resid_post.*`` steers every layer.
     scale : float or sequence of float
@@ -138,7 +138,7 @@ def _expect_tokens(indices: Sequence[int], n: int, what: str) -> None:
 class _Tokens:
     """Which tokens of the pass under way are steered, told by what the model is called with.
 
-    Its hook stands before the model's blocks; theirs read ``weights``: 0 or 1, shape (n_prompts, n_tokens).
+    Its hook stands before the model's blocks; theirs read ``weights``: 0 or 1, shape [n_prompts, n_tokens].
     """
 
     def __init__(self, select: Callable[[int, bool], list[int]]) -> None:

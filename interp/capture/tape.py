@@ -46,7 +46,7 @@ class Tape:
         Resolved names.
     keep : bool
         Keep the rows themselves.
-    vectors : mapping of str to Tensor, shape (width, n_vectors), float32
+    vectors : mapping of str to Tensor, shape [width, n_vectors], float32
         Project the rows of a site on these, in float32, on the device.
     """
 
@@ -150,7 +150,7 @@ class Tape:
 
         Parameters
         ----------
-        mask : Tensor, shape (n_prompts, n_tokens)
+        mask : Tensor, shape [n_prompts, n_tokens]
             1 where there is a token.
         side : str
             Where the padding is.
@@ -239,7 +239,7 @@ class Tape:
 
         Parameters
         ----------
-        order : Tensor of int64, shape (n,), optional
+        order : Tensor of int64, shape [n], optional
             Which of the recorded rows, one pass after the other, in which order; all as they came by default.
 
         Returns

@@ -50,7 +50,7 @@ class ContrastSet:
         ``"natural"`` or ``"instructed"``.
     prompts : tuple of Prompt
         The texts. Where a chat ends with the assistant's message, states are pooled over that message alone.
-    labels : array of bool, shape (n,)
+    labels : array of bool, shape [n]
         Whether the trait shows.
     groups : tuple of str
         Texts of one group never stand on both sides of a split. Labels are shuffled within groups for a
@@ -134,7 +134,7 @@ class Trait:
         How it was fitted.
     site : str
         Where it separates best, chosen by grouped cross-validation.
-    vectors : dict of str to Tensor, shape (width,), float32
+    vectors : dict of str to Tensor, shape [width], float32
         Site → unit vector; larger projections mean more of the trait.
     layers : dict of str to float
         Cross-validated AUROC per site, the numbers that the choice was made on.

@@ -122,9 +122,9 @@ class TextProblem:
     Attributes
     ----------
     bag : BagOfWords
-    rows : CSR array of float64, shape (n, n_words)
+    rows : CSR array of float64, shape [n, n_words]
         Of `bag`.
-    labels, weight : tensors, shape (n,), float32
+    labels, weight : tensors, shape [n], float32
         Share of positives, and weight, of each row.
     folds : (training, held), optional
         Masks as in `choose_lambda`, to choose λ by.
@@ -180,11 +180,11 @@ class TextLenses:
     ----------
     words : list of str
         Columns.
-    weight : CSR array, shape (n_lenses, n_words)
+    weight : CSR array, shape [n_lenses, n_words]
         Weights times idf.
-    idf : CSR array, shape (n_lenses, n_words)
+    idf : CSR array, shape [n_lenses, n_words]
         0 where a lens does not know a word.
-    bias : array of float64, shape (n_lenses,)
+    bias : array of float64, shape [n_lenses]
         NaN for a lens that was never fitted.
     """
 

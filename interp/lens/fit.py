@@ -45,11 +45,11 @@ def statistics(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Parameters
     ----------
-    rows : tensor, shape (n, d)
+    rows : tensor, shape [n, d]
 
     Returns
     -------
-    mean, scale : tensors, shape (d,), float32
+    mean, scale : tensors, shape [d], float32
         The scale of a dimension is its standard deviation, at least 0.001 of the median one, so that a
         dimension that hardly moves is not blown up; 1 for one that does not move at all (its weight is then
         exactly 0).
@@ -82,12 +82,12 @@ def solve(
 
     Parameters
     ----------
-    z : tensor, shape (n_problems, n, d), or None
+    z : tensor, shape [n_problems, n, d], or None
         Rows. None if `gram` is given and only α is wanted.
-    y, s : tensors, shape (n_problems, n)
+    y, s : tensors, shape [n_problems, n]
         Labels 0/1 and weights ≥ 0. Rows of weight 0 are padding.
-    lam : float or tensor, shape (n_problems,)
-    gram : tensor, shape (n_problems, n, n), optional
+    lam : float or tensor, shape [n_problems]
+    gram : tensor, shape [n_problems, n, n], optional
         Z Zᵀ, if it is at hand.
     tol : float
         Stop when what is left to move is estimated below this for every logit f, relative to 1 + |f|: after a
@@ -98,9 +98,9 @@ def solve(
     Returns
     -------
     coef : tensor of the dtype of the input
-        Shape (n_problems, d) in the primal case (d < n), else (n_problems, n): α, with w = Zᵀα. `weights`
+        Shape [n_problems, d] in the primal case (d < n), else [n_problems, n]: α, with w = Zᵀα. `weights`
         gives w in either case.
-    b : tensor of the same dtype, shape (n_problems,)
+    b : tensor of the same dtype, shape [n_problems]
 
     Notes
     -----
@@ -143,7 +143,7 @@ def solve(
 
 
 def weights(coef: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """w, shape (n_problems, d), of what `solve` returned for rows `z`."""
+    """w, shape [n_problems, d], of what `solve` returned for rows `z`."""
     if coef.shape[1] == z.shape[2] and z.shape[2] < z.shape[1]:
         return coef
     return (coef[:, None, :] @ z)[:, 0]
@@ -292,9 +292,9 @@ def choose_lambda(
 
     Parameters
     ----------
-    gram : tensor, shape (n_problems, n, n)
-    y, s : tensors, shape (n_problems, n)
-    training, held : bool tensors, shape (n_problems, n_folds, n)
+    gram : tensor, shape [n_problems, n, n]
+    y, s : tensors, shape [n_problems, n]
+    training, held : bool tensors, shape [n_problems, n_folds, n]
         Rows that fold f fits on, and those it is judged on. Neither need cover all rows.
     lambdas : sequence of float
         Tried from the largest down, each from the solution before; a tie goes to the largest.
@@ -303,7 +303,7 @@ def choose_lambda(
 
     Returns
     -------
-    tensor of the dtype of `gram`, shape (n_problems,)
+    tensor of the dtype of `gram`, shape [n_problems]
     """
     n_problems, n_folds = training.shape[:2]
     training = (training & (s > 0)[:, None, :]).flatten(0, 1)
@@ -343,9 +343,9 @@ def _path(
     ----------
     gram, y, s, lambdas
         As in `choose_lambda`.
-    training, weight : tensors, shape (n_folds, n)
+    training, weight : tensors, shape [n_folds, n]
         Rows to fit on, and weights of the rows to judge by.
-    owner : int64 tensor, shape (n_folds,)
+    owner : int64 tensor, shape [n_folds]
         The problem of each.
     size : int
         Most rows that a fold fits on.
@@ -398,9 +398,9 @@ def fit_mlp(
 
     Parameters
     ----------
-    z : tensor, shape (n_problems, n, d)
+    z : tensor, shape [n_problems, n, d]
         Rows as `standardise` gives them.
-    y, s : tensors, shape (n_problems, n)
+    y, s : tensors, shape [n_problems, n]
     seeds : sequence of int
         One per problem: its first weights do not depend on the problems beside it.
     hidden, epochs : int

@@ -55,14 +55,14 @@ def auroc(scores: ArrayLike, labels: ArrayLike, present: ArrayLike | None = None
 
     Parameters
     ----------
-    scores : array, shape (..., n)
-    labels : bool array, shape (..., n) or (n,)
-    present : bool array, shape (..., n), optional
+    scores : array, shape [..., n]
+    labels : bool array, shape [..., n] or [n]
+    present : bool array, shape [..., n], optional
         Entries that count; the others are padding.
 
     Returns
     -------
-    array of float64, shape (...)
+    array of float64, shape [...]
         NaN where a class is absent.
     """
     scores = np.asarray(scores, dtype=np.float64)
@@ -100,9 +100,9 @@ def auroc_interval(
 
     Parameters
     ----------
-    scores : array, shape (n,)
-    labels : bool array, shape (n,)
-    groups : array, shape (n,), optional
+    scores : array, shape [n]
+    labels : bool array, shape [n]
+    groups : array, shape [n], optional
         Rows of one group are not independent. Default: every row for itself.
     level : float
 
@@ -194,10 +194,10 @@ def grade(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike | None = None)
 
     Parameters
     ----------
-    scores : array, shape (n,)
+    scores : array, shape [n]
         Logits on positives and on examples of siblings.
-    labels : bool array, shape (n,)
-    groups : array, shape (n,), optional
+    labels : bool array, shape [n]
+    groups : array, shape [n], optional
         The source of each row.
 
     Returns

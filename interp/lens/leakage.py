@@ -49,7 +49,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = NEAR) -> np.ndarray
 
     Returns
     -------
-    array, shape (n_pairs, 2), int64
+    array, shape [n_pairs, 2], int64
         Indices i < j into `texts`. Of texts that are equal, the first stands for all: each other one is
         paired with it alone.
 
@@ -135,7 +135,7 @@ def group_texts(texts: Sequence[str], sources: Sequence[str], threshold: float =
 
     Returns
     -------
-    array, shape (n_texts,), int64
+    array, shape [n_texts], int64
         The smallest index of each text's group.
     """
     n = len(texts)

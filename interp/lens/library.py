@@ -46,12 +46,12 @@ class Lenses:
     ----------
     reports : list of LensReport
         Of every concept, those without weights included.
-    weight : tensor, shape (n_lenses, width), float32
+    weight : tensor, shape [n_lenses, width], float32
         Of the fitted ones, in the order of `reports`, for standardised rows.
-    bias : tensor, shape (n_lenses,), float32
-    mean, scale : tensors, shape (width,)
+    bias : tensor, shape [n_lenses], float32
+    mean, scale : tensors, shape [width]
         Rows are standardised as (x − mean) / scale.
-    negatives : dict of tensors, shape (n_lenses, m)
+    negatives : dict of tensors, shape [n_lenses, m]
         Sorted logits of texts that do not show the concept (calibration split), NaN behind the last: of whole
         texts (``text``) and of one token of each (``token``). Thresholds are taken from them; a stopped
         training has none for lenses that it did not finish.
@@ -199,7 +199,7 @@ class Lenses:
 
         Parameters
         ----------
-        x : str, list of str, Activations, or tensor of shape (n_tokens, width)
+        x : str, list of str, Activations, or tensor of shape [n_tokens, width]
             A tensor does not say where it comes from, so `site` must.
         model : Model, optional
             For text, if the lenses do not know their model (``lenses.model``).
@@ -212,7 +212,7 @@ class Lenses:
 
         Returns
         -------
-        tensor, shape (n_tokens, n_lenses), float32
+        tensor, shape [n_tokens, n_lenses], float32
             Columns as in ``lenses.ids``; probability = sigmoid.
 
         Raises
@@ -250,7 +250,7 @@ class Lenses:
 
         Returns
         -------
-        tensor, shape (n_texts, n_lenses), float32
+        tensor, shape [n_texts, n_lenses], float32
             NaN for a lens whose training was stopped before its baselines.
 
         Raises
@@ -332,12 +332,12 @@ class Lenses:
 
         Parameters
         ----------
-        logits : tensor, shape (n_tokens, n_lenses)
+        logits : tensor, shape [n_tokens, n_lenses]
             From `score`.
 
         Returns
         -------
-        tensor, shape (n_tokens, n_lenses), float32
+        tensor, shape [n_tokens, n_lenses], float32
             0 is the median and 1 the 95th percentile of tokens of texts that do not show the concept. Where
             none were kept (a stopped training), the logit itself.
         """

@@ -22,17 +22,17 @@ def pool(rows: Tensor, offsets: Tensor, mask: Tensor, how: str) -> Tensor:
 
     Parameters
     ----------
-    rows : tensor, shape (n_tokens, width)
-    offsets : int64 tensor, shape (n_prompts + 1,)
+    rows : tensor, shape [n_tokens, width]
+    offsets : int64 tensor, shape [n_prompts + 1]
         Rows of prompt i are ``offsets[i]:offsets[i + 1]``.
-    mask : bool tensor, shape (n_tokens,)
+    mask : bool tensor, shape [n_tokens]
         Rows that count; at least one of every prompt.
     how : {"mean", "span", "max", "last"}
         ``span`` is the mean over a mask that covers a span.
 
     Returns
     -------
-    tensor, shape (n_prompts, width), float32
+    tensor, shape [n_prompts, width], float32
     """
     n = len(offsets) - 1
     owner = torch.repeat_interleave(torch.arange(n), offsets.diff())[mask]

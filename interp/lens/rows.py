@@ -79,13 +79,13 @@ def gather(bank: Bank, index: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     bank : Bank
-    index : list of int64 tensors, shape (n,) each
+    index : list of int64 tensors, shape [n] each
         Numbers of the rows of each lens.
 
     Returns
     -------
-    rows : float32 tensor, shape (n_lenses, n, phases, width)
-    present : bool tensor, shape (n_lenses, n)
+    rows : float32 tensor, shape [n_lenses, n, phases, width]
+    present : bool tensor, shape [n_lenses, n]
         False for padding, whose rows are others'.
     """
     padded = torch.nn.utils.rnn.pad_sequence(list(index), batch_first=True)
@@ -98,7 +98,7 @@ def logits_of(jobs: Sequence[Job], bank: Bank, samples: Sequence[Sequence[Sample
 
     Returns
     -------
-    list of float64 arrays, shape (n,) each
+    list of float64 arrays, shape [n] each
         One per lens, as long as its samples are many.
     """
     return scores_of(jobs, bank, [bank.index(s) for s in samples])
@@ -123,12 +123,12 @@ def apply(jobs: Sequence[Job], rows: Tensor) -> Tensor:
     Parameters
     ----------
     jobs : list of Job
-    rows : tensor, shape (n_lenses, n, phases, width) or (1, n, phases, width)
+    rows : tensor, shape [n_lenses, n, phases, width] or [1, n, phases, width]
         Of each lens, or for all of them.
 
     Returns
     -------
-    tensor, shape (n_lenses, n, phases), float32
+    tensor, shape [n_lenses, n, phases], float32
     """
     z = standardise(rows, jobs[0].mean, jobs[0].scale)
     n, phases, width = z.shape[1:]
@@ -146,9 +146,9 @@ def problems(jobs: Sequence[Job], bank: Bank) -> tuple[Tensor, Tensor, Tensor, i
 
     Returns
     -------
-    z : float32 tensor, shape (n_lenses, n, width)
+    z : float32 tensor, shape [n_lenses, n, width]
         Standardised rows, the phases of a sample one after the other; 0 for padding.
-    y, s : float32 tensors, shape (n_lenses, n)
+    y, s : float32 tensors, shape [n_lenses, n]
         Labels and weights; weight 0 for padding.
     phases : int
         Rows of each sample.

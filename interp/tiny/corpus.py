@@ -29,11 +29,11 @@ class Corpus:
 
     Attributes
     ----------
-    ids : ndarray of int32, shape (n_tokens,)
+    ids : ndarray of int32, shape [n_tokens]
         Token ids.
-    classes : ndarray of uint8, shape (n_tokens,)
+    classes : ndarray of uint8, shape [n_tokens]
         Class id of every token, 0 for the background; see :data:`interp.tiny.CLASS_NAMES`.
-    offsets : ndarray of int64, shape (n_documents + 1,)
+    offsets : ndarray of int64, shape [n_documents + 1]
         Document i is ``ids[offsets[i]:offsets[i + 1]]``.
     """
 

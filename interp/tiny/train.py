@@ -65,7 +65,7 @@ def rows(n_rows: int, seed: int) -> np.ndarray:
 
     Returns
     -------
-    ndarray of int64, shape (n_rows, MAX_TOKENS)
+    ndarray of int64, shape [n_rows, MAX_TOKENS]
         Whole documents one after the other, the last one cut at the end of the row.
     """
     out = np.empty((n_rows, MAX_TOKENS), dtype=np.int64)
@@ -92,7 +92,7 @@ def unigram_bigram_loss(train_ids: np.ndarray, test_ids: np.ndarray, vocab_size:
 
     Parameters
     ----------
-    train_ids, test_ids : ndarray of int, shape (n,)
+    train_ids, test_ids : ndarray of int, shape [n]
         Token ids in reading order. The first test token is not scored.
     vocab_size : int
 

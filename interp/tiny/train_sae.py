@@ -66,7 +66,7 @@ def activations(model: PreTrainedModel, text: corpus.Corpus) -> torch.Tensor:
 
     Returns
     -------
-    Tensor of float32, shape (n_tokens - n_documents, d_model)
+    Tensor of float32, shape [n_tokens - n_documents, d_model]
     """
     out: list[torch.Tensor] = []
     block = model.model.layers[LAYER]
@@ -84,7 +84,7 @@ def train(acts: torch.Tensor, steps: int = STEPS, seed: int = 0) -> SAE:
 
     Parameters
     ----------
-    acts : Tensor of float32, shape (n, d_in)
+    acts : Tensor of float32, shape [n, d_in]
     steps : int
         Optimiser steps of :data:`BATCH` rows.
     seed : int
@@ -157,7 +157,7 @@ def measure(sae: SAE, acts: torch.Tensor) -> dict[str, float]:
     Parameters
     ----------
     sae : SAE
-    acts : Tensor, shape (n, d_in)
+    acts : Tensor, shape [n, d_in]
 
     Returns
     -------
