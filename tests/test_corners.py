@@ -16,18 +16,20 @@ from probe_data import separable
 from probe_reference import dense, loss
 
 from interp import cluster
-from interp.capture import capture, load_model
+from interp.capture import capture, load_model, wrap
 from interp.capture.measure import measure
 from interp.capture.plan import run_plan
 from interp.capture.prompts import Prompt
 from interp.capture.traits import ContrastSet, Trait, TraitVectors
 from interp.demo import demo
 from interp.events import CaptureBegin
-from interp.lens import train_lenses
+from interp.lens import ConceptPack, Lenses, LensMismatch, train_lenses
+from interp.lens.bank import Bank
 from interp.lens.leakage import LeakageError, audit
 from interp.lens.samples import Sample
 from interp.probe.losses import exact_losses, losses
 from interp.probe.summary import LatentSummary
+from interp.tiny import train as train_tiny
 
 # --------------------------------------------------------------------------------------- probes
 
@@ -214,6 +216,15 @@ def test_a_demo_deletes_no_data_of_yours(name: str, tmp_path: Path) -> None:
     assert (tmp_path / name / "years of work").exists()
 
 
+def test_a_training_deletes_no_data_of_yours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "years of work").write_text("")
+    monkeypatch.setattr("sys.argv", ["train", "--steps", "1", "--out", str(tmp_path)])
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    with pytest.raises(SystemExit, match="something else than a model"):
+        train_tiny.main()
+    assert (tmp_path / "years of work").exists()
+
+
 # --------------------------------------------------------------------------------------- lenses
 
 
@@ -244,3 +255,61 @@ def test_the_model_that_ships_is_no_folder_of_its_name(
     assert load_model("tiny").name == "tiny"
     cluster.plan(["A falcon hunts."], "run", job="capture", model="tiny")
     assert json.loads(Path("run/plan.json").read_text())["spec"]["model"] == "tiny"
+
+
+class _Slow:
+    is_fast = False
+
+
+def test_models_that_lenses_cannot_read() -> None:
+    model = lens_world.model()
+    bare, slow = wrap(model.hf, None, name="bare"), wrap(model.hf, _Slow(), name="slow")
+    with pytest.raises(ValueError, match="bare has no tokenizer"):
+        Bank(bare, "resid_post.1")
+    with pytest.raises(ValueError, match="slow tokenizer of slow does not give; use pooling='mean'"):
+        Bank(slow, "resid_post.1")
+
+
+def test_a_bank_without_continuations_has_none() -> None:
+    bank, sample = (
+        Bank(lens_world.model(), "resid_post.1"),
+        Sample("A dog.", 0, 6, "{text}", "dog", 1, "train"),
+    )
+    assert bank.ensure([sample])
+    with pytest.raises(ValueError, match="holds no replies"):
+        bank.take(bank.index([sample]), "replies")
+    assert repr(bank) == "<Bank: 1 prompts at resid_post.1 (span), 1 forwarded>"
+
+
+def test_a_span_without_a_token_is_named() -> None:
+    blank = Sample("the dog ", 7, 8, "{text}", "dog", 1, "train")
+    with pytest.raises(ValueError, match="no token of 'the dog ' lies in ' '"):
+        Bank(lens_world.model(), "resid_post.1").ensure([blank])
+
+
+def test_a_pack_of_one_concept_has_nothing_to_tell_it_from() -> None:
+    bird = lens_world.concept("bird", [], 0, lens_world.sentences("bird", 30))
+    alone = ConceptPack.from_dict({"name": "one", "version": "1", "concepts": [bird]})
+    lenses = train_lenses(lens_world.model(), alone, site="resid_post.1", growth=(10,))
+    assert lenses.grades == {"A": 0, "B": 0, "C": 0, "U": 1}
+    assert "no other concepts with examples" in lenses.reports[0].why
+
+
+def test_lenses_of_the_wrong_shape_or_head() -> None:
+    model, pack = lens_world.model(), lens_world.pack(30)
+    lenses = train_lenses(model, pack, site="resid_post.1", concepts=["bird", "car"], growth=(10,))
+    with pytest.raises(ValueError, match=r"head='mlp': these lenses have linear heads"):
+        lenses.score("the boy saw a robin", head="mlp")
+    parts = (lenses.reports, lenses.weight, lenses.bias, lenses.mean, lenses.scale)
+    with pytest.raises(ValueError, match=r"weight has shape \(1, 48\), expected \(2, 48\)"):
+        Lenses(parts[0], lenses.weight[:1], *parts[2:], {}, lenses.meta)
+    bare = Lenses(*parts, {}, lenses.meta)
+    logits = bare.score("the boy saw a robin", model=model)
+    assert torch.equal(bare.strength(logits), logits)  # without thresholds, the logit itself
+    flat = Lenses(parts[0], torch.zeros_like(lenses.weight), *parts[2:], {}, lenses.meta)
+    with pytest.raises(ValueError, match="has no direction: all its weights are 0"):
+        flat["bird"].steering_vector(force=True)
+    assert repr(flat["bird"]).startswith("<Lens 'bird': ")
+    other = Lenses(*parts, lenses.negatives, {**lenses.meta, "site": "resid_post.0"})
+    with pytest.raises(LensMismatch, match="site differs"):
+        Lenses.concat([lenses, other])

@@ -198,4 +198,4 @@ def summarise(folder: str | os.PathLike[str]) -> str:
     from interp.capture.report import summary
 
     acts = Activations.load(folder)
-    return f"{acts!r}\n{summary(acts.meta['report'])}\n{acts.report.round(3).to_string()}"
+    return f"{acts!r}\n{summary(acts.meta['report'])}\n{acts.report.round(3).to_string(na_rep='')}"

@@ -109,7 +109,7 @@ def status(folder: str | os.PathLike[str]) -> pd.DataFrame:
         rows.append(
             {
                 "task": task.name,
-                "state": _state(task, story, handed.get(task.index), done),
+                "state": _state(story, handed.get(task.index), done),
                 "attempts": story.attempts,
                 "host": begin.host if begin else "",
                 "seconds": seconds,
@@ -210,7 +210,7 @@ def note_end(task: Task, why: str, ends: int) -> tuple[str, int]:
     return why, story.ends + 1
 
 
-def _state(task: Task, story: Story, handed: dict[str, Any] | None, done: bool) -> str:
+def _state(story: Story, handed: dict[str, Any] | None, done: bool) -> str:
     if done:
         return "done"
     if handed is not None and count(story).items() <= handed.items():

@@ -164,9 +164,9 @@ def _matched(positive: list[Sample], negative: list[Sample]) -> list[Sample]:
 
 def plan(samples: Samples, concept: Concept, n: int, seed: int) -> Job:
     """The job of one concept: at most `n` positive samples for training, as many negatives."""
-    positive = samples.positives(concept.id, "train", n)
-    negative = samples.negatives(concept.id, "train", positive)
-    positive = _matched(positive, negative)
+    found = samples.positives(concept.id, "train", n)
+    negative = samples.negatives(concept.id, "train", found)
+    positive = _matched(found, negative)
     audit_lens(positive, negative)
     select = samples.positives(concept.id, "select", 60)
     others = samples.negatives(concept.id, "select", select)
@@ -175,13 +175,14 @@ def plan(samples: Samples, concept: Concept, n: int, seed: int) -> Job:
         concept, seed, positive, negative, [*select[:both], *others[:both]], both, samples.templates.train
     )
     texts = len({s.group for s in positive})
-    if texts < 2:
+    # Without negatives none of the positives is matched: the fault is not theirs.
+    if len({s.group for s in found}) >= 2 and len({s.group for s in negative}) < 2:
+        job.why = "fewer than 2 negative examples for training: the pack has no other concepts with examples"
+    elif texts < 2:
         job.why = f"{texts} positive example{'s' * (texts != 1)} for training, at least 2 are needed"
         given = sum(
             len(samples.pack[c].positive) for c in [concept.id, *samples.pack.descendants(concept.id)]
         )
         if given > 3:  # fewer are too few by their number alone
             job.why += f" ({given} are given; near-duplicates, and texts of one source, count as one)"
-    elif len({s.group for s in negative}) < 2:
-        job.why = "fewer than 2 negative examples for training: the pack has no other concepts with examples"
     return job

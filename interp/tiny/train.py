@@ -197,7 +197,7 @@ def save(model: LlamaForCausalLM, out: Path, notes: dict) -> None:
     ----------
     model : LlamaForCausalLM
     out : Path
-        Folder to write; replaced if it is there.
+        Folder to write; replaced, with all that is in it, if it is there.
     notes : dict
         Measured numbers, written to ``training.json``.
     """
@@ -235,6 +235,12 @@ def save(model: LlamaForCausalLM, out: Path, notes: dict) -> None:
     os.replace(temporary, out)
 
 
+def _expect_model(out: Path) -> None:
+    """Refuse, before hours of training, to replace a folder that holds anything else than such a model."""
+    if out.exists() and not (out / "training.json").is_file() and (out.is_file() or any(out.iterdir())):
+        raise SystemExit(f"{out} holds something else than a model that was trained here: give another --out")
+
+
 def main() -> None:
     """Command line: train, measure, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -244,6 +250,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=path())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    _expect_model(options.out)
     begin = time.perf_counter()
     model = train(options.steps, options.seed)
     # what is measured is what is stored: weights rounded to float16
