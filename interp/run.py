@@ -151,10 +151,10 @@ class Run:
             if asks_to_stop(hook(event)):
                 self._stop = True
         with self._cond:
-            reached = event.is_step if self._until is None else isinstance(event, self._until)
-            if reached:
+            counts = event.is_step if self._until is None else isinstance(event, self._until)
+            if counts:
                 self._permits = max(self._permits - 1, 0)
-            if reached and not self._permits:
+            if (counts or event.may_hold) and not self._permits:
                 self._until = None
                 while self._paused and not self._stop and not self._permits:
                     self._holding = True
@@ -191,7 +191,8 @@ class Run:
         return self._ended.is_set()
 
     def pause(self) -> Run:
-        """Hold the worker at the end of the iteration under way. Returns at once."""
+        """Hold the worker at the end of the iteration under way, or where a stage without iterations tells of
+        itself. Returns at once."""
         with self._cond:
             self._paused = True
         return self

@@ -13,7 +13,7 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, wraps
@@ -31,7 +31,9 @@ def n_threads(device: torch.device | None = None) -> int:
     return torch.get_num_threads() if device is None or device.type == "cpu" else 1
 
 
-def shared(work: Callable[..., T], items: Iterable[tuple[Any, ...]], threads: int) -> Iterator[T]:
+def shared(
+    work: Callable[..., T], items: Iterable[tuple[Any, ...]], threads: int
+) -> Generator[T, None, None]:
     """``work(*item)`` of every item, in order; a few items ahead of whoever takes the results.
 
     Parameters

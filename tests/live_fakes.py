@@ -13,6 +13,26 @@ from interp import events as ev
 TEXT = "The owl on the hill sees a small red fox near the old mill , it might be late ."
 
 
+def reading(n: int = 8, total: int = 200_000) -> Iterator[ev.StageStep]:
+    """The pass over the rows of a fit, told `n` times, a second apart."""
+    for k in range(1, n + 1):
+        yield ev.StageStep(
+            stage="summary",
+            done=200_000 * k // (n + 1),
+            total=total,
+            n_events=6_000_000 * k // (n + 1),
+            seconds=float(k),
+            bytes_resident=500 << 20,
+        )
+
+
+def finishing(done: int, total: int) -> ev.StageStep:
+    """The raw events at the end of a fit: `done` pairs of `total`."""
+    return ev.StageStep(
+        stage="polish", done=done, total=total, n_events=1000, seconds=1.0, bytes_resident=600 << 20
+    )
+
+
 def fit_events(
     n_slabs: int = 10, width: int = 16, n_latents: int = 2048, seed: int = 0
 ) -> Iterator[ev.Event]:

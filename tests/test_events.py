@@ -88,7 +88,7 @@ def slab(i: int) -> SlabBegin:
 def test_the_contract_names_these_events():
     jobs = {
         "CaptureBegin BatchEnd CaptureEnd",
-        "FitBegin SlabBegin IterationEnd SlabEnd FitEnd",
+        "StageStep FitBegin SlabBegin IterationEnd SlabEnd FitEnd",
         "TrainBegin LensIteration LensEnd TrainEnd",
         "TaskBegin ShardEnd TaskEnd",
     }

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from live_fakes import capture_events, fit_events, lens_events
+from live_fakes import capture_events, finishing, fit_events, lens_events, reading
 
 from interp import events as ev
 from interp.live.digest import CaptureDigest, FitDigest, LensDigest, Series
@@ -198,6 +198,51 @@ def test_the_time_of_the_summary_is_part_of_the_fit():
     assert digest.elapsed(begin.time + 2.0) == pytest.approx(7.0)
 
 
+def test_a_fit_that_reads_its_rows_says_how_far_it_is():
+    digest = FitDigest.of(list(reading(4))[:2])
+    head, _ = digest.frame(digest.latest + 0.5)
+    assert (head["state"], head["steps"], head["eta"]) == ("running", 0, None)
+    assert head["fraction"] == pytest.approx(0.4)
+    assert head["elapsed"] == pytest.approx(2.5)
+    assert head["bytes"] == 500 << 20
+    assert digest.stage_says == "reading rows: 80,000 of 200,000, 1,200,000 events/s"
+    stream = FitDigest.of(reading(1, total=0))
+    assert (stream.fraction, stream.stage_says) == (0.0, "reading rows: 100,000, 3,000,000 events/s")
+
+
+def test_reading_is_no_part_of_what_the_slabs_take():
+    """Half of the slabs in 2 s, after 8 s of reading: 2 s are left, and not 10."""
+    begin, *rest = fit_events(n_slabs=2, width=76)
+    half = rest[: next(i for i, e in enumerate(rest) if isinstance(e, ev.SlabEnd)) + 1]
+    begin = type(begin)(**{**begin.__dict__, "summary_seconds": 8.0})
+    digest = FitDigest.of([*reading(), begin, *half])
+    assert (digest.fraction, digest.n_steps) == (0.5, len(half) - 2)
+    assert digest.stage_says == ""
+    assert digest.elapsed(begin.time + 2.0) == pytest.approx(10.0)
+    assert digest.eta(begin.time + 2.0) == pytest.approx(2.0)
+
+
+def test_the_end_on_the_raw_events_is_told_until_the_fit_ends():
+    *events, end = fit_events(n_slabs=2)
+    digest = FitDigest.of([*events, finishing(30, 42)])
+    assert digest.stage_says == "finishing pairs on the raw events: 30 of 42"
+    assert (digest.fraction, digest.state) == (0.99, "running")
+    digest.add(end)
+    assert (digest.stage_says, digest.state) == ("", "done")
+    alone = FitDigest.of([finishing(21, 42)])
+    assert (alone.fraction, alone.state) == (0.5, "running")
+    assert alone.eta(alone.latest) == pytest.approx(1.0)
+
+
+def test_a_fit_stopped_while_it_reads_has_stopped():
+    *_, end = fit_events()
+    digest = FitDigest.of([*reading(2), type(end)(**{**end.__dict__, "stopped": True, "n_fail": 0})])
+    assert (digest.state, digest.frame()[0]["n_fail"]) == ("stopped", 0)
+    # The next fit of the same log starts anew.
+    digest.add(next(reading()))
+    assert (digest.state, digest.end) == ("running", None)
+
+
 def test_a_failure_stays_in_the_picture_however_long_the_fit():
     digest = FitDigest.of(long_fit(100_000))
     head, _ = digest.frame()
@@ -275,8 +320,9 @@ def test_a_log_tells_the_same_as_the_run(cls, events, tmp_path):
 
 
 def test_a_continued_log_shows_its_latest_run():
-    first, second = list(fit_events(seed=1)), list(fit_events(seed=2))
+    first, second = list(fit_events(seed=1)), [*reading(), *fit_events(seed=2)]
     assert FitDigest.of([*first[:40], *second]).frame() == FitDigest.of(second).frame()
+    assert FitDigest.of([*first, *second[:5]]).frame(0.0) == FitDigest.of(second[:5]).frame(0.0)
 
 
 def test_events_of_other_jobs_are_ignored():

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from live_fakes import capture_events, fit_events, lens_events, play, summary_task_events
+from live_fakes import capture_events, finishing, fit_events, lens_events, play, reading, summary_task_events
 
 from interp import Sparse1DProbe, live, run
 from interp import events as ev
@@ -109,6 +109,23 @@ def test_a_button_never_waits_for_the_worker():
         press(monitor, do)
     assert time.perf_counter() - start < 0.2
     slow.wait(10)
+
+
+def test_what_moves_while_no_iteration_does_is_said():
+    monitor = FitMonitor()
+    *events, end = fit_events(n_slabs=2)
+    for event, note in (
+        (next(reading(1)), "reading rows: 100,000 of 200,000"),
+        (events[0], ""),
+        *((event, None) for event in events[1:]),
+        (finishing(30, 42), "finishing pairs on the raw events: 30 of 42"),
+        (end, ""),
+    ):
+        monitor(event)
+        if note is not None:
+            monitor.refresh()
+            assert monitor.head["note"].startswith(note) if note else monitor.head["note"] == ""
+    monitor.close()
 
 
 def test_stop_is_honoured_within_a_third_of_a_second():

@@ -43,7 +43,7 @@ class _NoBar:
 
 
 @contextmanager
-def bar(total: int | None, desc: str, unit: str = "it") -> Iterator[Any]:
+def bar(total: int | None, desc: str, unit: str = "it", *, delay: float = 0.0) -> Iterator[Any]:
     """A tqdm bar on a terminal; nothing but two log lines in a process without one.
 
     Inside the bar of another job of this thread (the forward passes of a training), a bar leaves no line
@@ -54,6 +54,7 @@ def bar(total: int | None, desc: str, unit: str = "it") -> Iterator[Any]:
     total : int or None
         Number of units expected.
     desc, unit : str
+    delay : float
         As in tqdm.
 
     Yields
@@ -71,7 +72,9 @@ def bar(total: int | None, desc: str, unit: str = "it") -> Iterator[Any]:
             return
         from tqdm import tqdm
 
-        with tqdm(total=total, desc=desc, unit=unit, mininterval=0.25, leave=not depth) as shown:
+        scale = total is None or total >= 100_000
+        said = {"desc": desc, "unit": unit, "unit_scale": scale, "mininterval": 0.25, "delay": delay}
+        with tqdm(total=total, leave=not depth, **said) as shown:
             yield shown
     finally:
         _nested.depth = depth

@@ -25,6 +25,8 @@ class Event:
 
     #: Class attribute. One of these ends every iteration; `Run.step` counts them.
     is_step: ClassVar[bool] = False
+    #: Class attribute. A paused run holds here as well, though no iteration ends.
+    may_hold: ClassVar[bool] = False
 
     time: float = field(default_factory=time.time)
 
@@ -102,6 +104,25 @@ class CaptureEnd(Event):
 
 
 # -------------------------------------------------------------------------------------- probe
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageStep(Event):
+    """A stage of a probe fit that has no iterations is under way.
+
+    There are two: ``"summary"``, the pass over the rows, before `FitBegin`; and ``"polish"``, the pairs that
+    are finished on the raw events, after the last `SlabEnd`. Told about five times a second, so never of a
+    shorter stage.
+    """
+
+    may_hold: ClassVar[bool] = True
+
+    stage: str  #: "summary" or "polish"
+    done: int  #: labelled rows read, or pairs finished
+    total: int  #: rows (unlabelled ones too) or pairs that there are; 0 where rows come as a stream
+    n_events: int  #: non-zeros of x that those had
+    seconds: float  #: since the stage began
+    bytes_resident: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -363,9 +363,11 @@ class FitMonitor(Monitor):
 
     def _note(self, digest: Digest) -> str:
         assert isinstance(digest, FitDigest)
-        if digest.state == "running" and 0 < digest.n_slabs <= digest.n_slabs_done:
+        if self.state == "stopping" or digest.state != "running":
+            return super()._note(digest)
+        if digest.begin is not None and 0 < digest.n_slabs <= digest.n_slabs_done and digest.stage is None:
             return "finishing the pairs that need it on the raw events"
-        return super()._note(digest)
+        return digest.stage_says or super()._note(digest)
 
     def figure(self, *, dark: bool = False) -> Figure:
         """The static picture of this moment, `interp.live.plots.fit_figure`; `dark` as there."""

@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["Shard", "check_indices", "check_shard", "columns", "latent_blocks", "shards", "stack_labels"]
+__all__ = [
+    "Shard",
+    "check_indices",
+    "check_shard",
+    "columns",
+    "latent_blocks",
+    "n_rows",
+    "shards",
+    "stack_labels",
+]
 
 #: Smaller values count as zeros: below it a float32 loses its precision, and with it the bins theirs.
 _TINY = 2.0**-126
@@ -214,6 +223,21 @@ def shards(
 
 def _is_iterable_of_shards(x: Any) -> bool:
     return isinstance(x, Iterable) and not (sp.issparse(x) or hasattr(x, "dtype"))
+
+
+def n_rows(x: Any, y: Any = None) -> int:
+    """Rows of `x`, unlabelled ones included, where that can be told without reading it; else 0.
+
+    Parameters
+    ----------
+    x, y : as for `shards`
+    """
+    if y is not None:
+        return int(x.shape[0])
+    try:
+        return sum(int(part.shape[0]) for part, _ in x) if isinstance(x, list | tuple) else 0
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return 0  # no such shards: whoever reads them says what is wrong with them
 
 
 def can_iterate_again(x: Any) -> bool:

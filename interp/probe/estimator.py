@@ -17,10 +17,10 @@ import torch
 from interp.events import Emitter, Event, IterationEnd
 from interp.probe import confusion, exact, losses, metrics
 from interp.probe.confusion import Confusion
-from interp.probe.data import can_iterate_again, shards
+from interp.probe.data import can_iterate_again, n_rows, shards
 from interp.probe.exact import Certificate
 from interp.probe.files import read_safetensors, write_metrics_npz, write_safetensors
-from interp.probe.fit import Fit, Fitted, Steps, polish
+from interp.probe.fit import Fit, Fitted, Steps, polish, stage
 from interp.probe.metrics import ProbeMetrics
 from interp.probe.sizes import place
 from interp.probe.slab import Rules
@@ -231,9 +231,9 @@ class Sparse1DProbe:
         n_classes : int, optional
             Default: the largest class id + 1.
         iteration_hook : callable or list of callable, optional
-            Gets the events of `interp.events`; returning True stops before the next iteration. The pass over
-            the data comes before the first event, and pairs that are finished on the raw events are finished
-            together: neither is cut short.
+            Gets the events of `interp.events`; returning True stops before the next iteration. A pass over
+            the data of more than a fifth of a second tells of itself (`StageStep`); stopped there, no pair
+            has started. Pairs that a stop keeps from being finished on the raw events stay ``needs_polish``.
 
         Returns
         -------
@@ -289,13 +289,15 @@ class Sparse1DProbe:
         _drive(self._solve_summary(summary, None, None, bool(emit), time.perf_counter(), 0.0), emit)
         return self
 
-    def polish(self, x: Any, y: Any = None) -> Sparse1DProbe:
+    def polish(self, x: Any, y: Any = None, *, iteration_hook: Any = None) -> Sparse1DProbe:
         """Finish the pairs with status ``needs_polish`` on the raw events.
 
         Parameters
         ----------
         x, y : as in `fit`
             The rows of the summary, once more.
+        iteration_hook : callable or list of callable, optional
+            Gets a `StageStep` five times a second, then a `FitEnd`. A stop leaves the other pairs as they are.
 
         Returns
         -------
@@ -309,8 +311,18 @@ class Sparse1DProbe:
         """
         self._check_fitted()
         device, _ = self._where()
-        polish(self._state, x, y, self._fitted_summary(), self._rules(), device)
-        self._state.loss = None
+        emit, state, began = Emitter(iteration_hook), self._state, time.perf_counter()
+        summary, rules, n_inexact = self._fitted_summary(), self._rules(), state.n_inexact
+
+        def steps() -> Steps:
+            stopped = yield from polish(state, x, y, summary, rules, device, bool(emit))
+            if emit:
+                stages = {"polish": time.perf_counter() - began}
+                yield state.end(began, stages, n_inexact - state.n_inexact, stopped)
+            return stopped
+
+        state.loss = None
+        _drive(steps(), emit)
         return self
 
     def _solve(self, x: Any, y: Any, n_classes: int | None, *, listening: bool) -> Steps:
@@ -322,14 +334,22 @@ class Sparse1DProbe:
         first = next(checked)
         summary = LatentSummary(first.x.shape[1], n_classes)
         rows = None if self.row_batch_size == "auto" else int(self.row_batch_size)
-        summary.add_shards(chain([first], checked), row_batch_size=rows)
+        adding = summary.adding(chain([first], checked), row_batch_size=rows)
+        stopped = yield from stage("summary", n_rows(x, y), adding, listening)
         seconds = time.perf_counter() - began
         if y is None and not can_iterate_again(x):
             x = None  # used up
-        return (yield from self._solve_summary(summary, x, y, listening, began, seconds))
+        return (yield from self._solve_summary(summary, x, y, listening, began, seconds, stopped))
 
     def _solve_summary(
-        self, summary: LatentSummary, x: Any, y: Any, listening: bool, began: float, seconds: float
+        self,
+        summary: LatentSummary,
+        x: Any,
+        y: Any,
+        listening: bool,
+        began: float,
+        seconds: float,
+        stopped: bool = False,
     ) -> Steps:
         device, dtype = self._where()
         fit = Fit(
@@ -345,7 +365,7 @@ class Sparse1DProbe:
         self._state, self.summary_ = fit.fitted, summary
         self.n_features_in_ = summary.n_latents
         rows = 0 if self.row_batch_size == "auto" else int(self.row_batch_size)
-        return (yield from fit.steps(listening, began, seconds, rows))
+        return (yield from fit.steps(listening, began, seconds, rows, stopped))
 
     def _where(self) -> tuple[torch.device, torch.dtype]:
         return place(self.device, self.compute_dtype)

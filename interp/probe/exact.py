@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,9 @@ from interp.probe.summary import LatentSummary
 from interp.threads import n_threads, shared
 
 __all__ = ["Certificate", "exact_gradient", "make_problem", "polish_pairs"]
+
+#: Events of the latents that are finished together: a stop is heard when some are.
+_POLISHED_AT_ONCE = 1 << 18
 
 
 class Certificate(NamedTuple):
@@ -104,7 +108,7 @@ def polish_pairs(
     intercept: np.ndarray,
     rules: Rules,
     device: torch.device,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, Part]]:
+) -> Generator[tuple[np.ndarray, np.ndarray, np.ndarray, Part], None, None]:
     """Finish pairs on the raw events, from where the quadrature rule left them.
 
     The same LM as everywhere, with one node of weight 1 per event.
@@ -124,10 +128,12 @@ def polish_pairs(
     ------
     (latents, classes, chosen, part)
         The members of a group, a mask [len(latents), len(classes)] of its pairs, and the finished pairs.
+        Close the generator, and groups under way are given up at the end of their iteration.
     """
     latents = np.flatnonzero(pairs.any(axis=1))
     block_elements, _ = tuned_block_elements(device, torch.float64)
     moments = summary.moments()
+    given_up = threading.Event()
 
     def solve(first: int, columns: sp.csc_array, _: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, Part]:
         group = latents[first : first + columns.shape[1]]
@@ -154,12 +160,19 @@ def polish_pairs(
             ),
             only=torch.from_numpy(chosen).to(device),
         )
-        while not part.done:
+        while not part.done and not given_up.is_set():
             part.iterate()
         return group, classes, chosen, part.gather()
 
-    blocks = data.columns(x, y, n_latents=len(pairs), latents=latents)
-    yield from shared(solve, blocks, n_threads(device))
+    blocks = data.columns(x, y, n_latents=len(pairs), latents=latents, n_events=_POLISHED_AT_ONCE)
+    groups = shared(solve, blocks, n_threads(device))
+    try:
+        # Not `yield from`, which would close `groups`, and wait for them, before they are given up.
+        for group in groups:  # noqa: UP028
+            yield group
+    finally:
+        given_up.set()
+        groups.close()
 
 
 def exact_gradient(

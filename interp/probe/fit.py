@@ -5,23 +5,42 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from interp.events import Event, FitBegin, FitEnd, IterationEnd, SlabBegin, SlabEnd, bar, rss_bytes
+from interp.events import (
+    Event,
+    FitBegin,
+    FitEnd,
+    IterationEnd,
+    SlabBegin,
+    SlabEnd,
+    StageStep,
+    bar,
+    rss_bytes,
+)
 from interp.probe import data, exact
 from interp.probe.exact import make_problem
 from interp.probe.nodes import Nodes
 from interp.probe.sizes import auto_sizes
 from interp.probe.slab import Iteration, Part, Problem, Rules, Slab
-from interp.probe.step import ABSENT_CLASS, CONVERGED, DEAD, NEEDS_POLISH, SEPARABLE, STATUS
+from interp.probe.step import (
+    ABSENT_CLASS,
+    CONVERGED,
+    DEAD,
+    NEEDS_POLISH,
+    NOT_STARTED,
+    SEPARABLE,
+    STATUS,
+)
 from interp.probe.summary import LatentSummary
 from interp.threads import n_threads, shared
 
-__all__ = ["Fit", "Fitted"]
+__all__ = ["Fit", "Fitted", "polish", "stage"]
 
 #: Scaled gradient to which a float32 stage is trusted.
 _FLOAT32_TOL = 1e-4
@@ -29,6 +48,8 @@ _FLOAT32_TOL = 1e-4
 _LOSS_SHARE, _LOSS_PAIRS = 0.005, 1 << 9
 #: Seconds between two looks at what costs, the loss and the memory: a little less than between two frames.
 _LOOK_EVERY = 0.2
+#: Seconds that a stage without iterations takes before it shows a bar.
+_BAR_AFTER = 1.0
 #: Iterations between looks at whether the rule can bring the pairs still active any further.
 _HAND_OVER_EVERY = 10
 
@@ -36,6 +57,8 @@ _HAND_OVER_EVERY = 10
 _PART = (384, 2048)
 
 Steps = Generator[Event, bool | None, bool]
+#: Yields how much a stage has done since it last did, in its own unit and in events.
+Progress = Generator[tuple[int, int], None, None]
 
 
 @dataclass
@@ -75,6 +98,23 @@ class Fitted:
         """How many pairs have each status."""
         codes, counts = np.unique(self.codes, return_counts=True)
         return {STATUS[c]: int(n) for c, n in zip(codes, counts, strict=True)}
+
+    def end(self, began: float, stages: dict[str, float], n_polished: int, stopped: bool) -> FitEnd:
+        """The event that ends a fit that `began` then."""
+        return FitEnd(
+            n_pairs=self.coef.size,
+            n_fail=int(self.n_fail.sum()),
+            n_polished=n_polished,
+            status_counts=self.status_counts(),
+            seconds=time.perf_counter() - began,
+            stage_seconds=stages,
+            stopped=stopped,
+        )
+
+    @property
+    def n_inexact(self) -> int:
+        """Pairs that are to be finished on the raw events."""
+        return int(np.count_nonzero(self.codes == NEEDS_POLISH))
 
     def write(self, part: Part, latents: np.ndarray, classes: np.ndarray, keep: np.ndarray | None) -> None:
         """Copy the state of a part, except for the pairs in the mask `keep`."""
@@ -157,10 +197,28 @@ class Fit:
 
     # ------------------------------------------------------------------------------ the course
 
-    def steps(self, listening: bool, began: float, summary_seconds: float, row_batch_size: int) -> Steps:
-        """Solve, yielding events if somebody is `listening`; send True to stop. Returns whether it was."""
+    def steps(
+        self, listening: bool, began: float, summary_seconds: float, row_batch_size: int, stopped: bool
+    ) -> Steps:
+        """Solve, yielding events if somebody is `listening`; send True to stop. Returns whether it was.
+
+        Already `stopped`, in the pass over the rows, it has nothing to say but that.
+        """
         self._listening = listening
         stages = {"summary": summary_seconds}
+        n_polished = 0
+        if stopped:  # rows that were not read may have events of any latent: none is known to be dead
+            self.fitted.codes[:] = NOT_STARTED
+        else:
+            stopped, n_polished = yield from self._solve(stages, row_batch_size)
+        if listening:
+            yield self.fitted.end(began, stages, n_polished, stopped)
+        return stopped
+
+    def _solve(
+        self, stages: dict[str, float], row_batch_size: int
+    ) -> Generator[Event, bool | None, tuple[bool, int]]:
+        """The slabs, then the raw events: whether it was stopped, and pairs finished on those."""
         start = time.perf_counter()
         levels = self._levels()
         stages["nodes"] = time.perf_counter() - start
@@ -185,7 +243,7 @@ class Fit:
             max_iter=self.rules.max_iter,
             tol=self.rules.tol,
             device=str(level.device),
-            summary_seconds=summary_seconds,
+            summary_seconds=stages["summary"],
         )
         self._began_cpu, start = time.process_time(), time.perf_counter()
         with bar(n_slabs, "probe", "slab") as shown:
@@ -197,23 +255,13 @@ class Fit:
                 shown.update(1)
         stages["solve"] = time.perf_counter() - start
         start = time.perf_counter()
-        pairs = self.fitted.codes == NEEDS_POLISH
-        n_polished = 0
-        if self.x is not None and pairs.any() and not stopped:
-            n_polished = int(pairs.sum())
-            polish(self.fitted, self.x, self.y, self.summary, self.rules, self.device)
+        n_inexact = self.fitted.n_inexact
+        if self.x is not None and not stopped:
+            stopped = yield from polish(
+                self.fitted, self.x, self.y, self.summary, self.rules, self.device, self._listening
+            )
         stages["polish"] = time.perf_counter() - start
-        yield from self._say(
-            FitEnd,
-            n_pairs=self.fitted.coef.size,
-            n_fail=int(self.fitted.n_fail.sum()),
-            n_polished=n_polished,
-            status_counts=self.fitted.status_counts(),
-            seconds=time.perf_counter() - began,
-            stage_seconds=stages,
-            stopped=stopped,
-        )
-        return stopped
+        return stopped, n_inexact - self.fitted.n_inexact
 
     def _say(self, kind: type[Event], **what: Any) -> Steps:
         return bool((yield kind(**what))) if self._listening else False
@@ -390,17 +438,64 @@ def mark_absent(fitted: Fitted) -> None:
 
 
 def polish(
+    fitted: Fitted,
+    x: Any,
+    y: Any,
+    summary: LatentSummary,
+    rules: Rules,
+    device: torch.device,
+    listening: bool,
+) -> Steps:
+    """Finish the pairs marked ``needs_polish`` on the raw events, in place; those that a stop leaves stay."""
+    n_pairs = fitted.n_inexact
+    if not n_pairs:
+        return False
+    finishing = _finishing(fitted, x, y, summary, rules, device)
+    return (yield from stage("polish", n_pairs, finishing, listening))
+
+
+def _finishing(
     fitted: Fitted, x: Any, y: Any, summary: LatentSummary, rules: Rules, device: torch.device
-) -> None:
-    """Finish the pairs marked ``needs_polish`` on the raw events, in place."""
+) -> Progress:
+    """`polish` without its events: pairs and events of each group that is finished."""
     if device.type == "mps":
         device = torch.device("cpu")  # float64 is the point of it
     pairs = fitted.codes == NEEDS_POLISH
-    before_iter, before_fail = fitted.n_iter[pairs], fitted.n_fail[pairs]
-    for latents, classes, chosen, part in exact.polish_pairs(
-        x, y, summary, pairs, fitted.coef, fitted.intercept, rules, device
-    ):
-        mark_separable(part)
-        fitted.write(part, latents, classes, keep=~chosen)
-    fitted.n_iter[pairs] += before_iter
-    fitted.n_fail[pairs] += before_fail
+    groups = exact.polish_pairs(x, y, summary, pairs, fitted.coef, fitted.intercept, rules, device)
+    with closing(groups):
+        for latents, classes, chosen, part in groups:
+            at = np.ix_(latents, classes)
+            n_iter, n_fail = fitted.n_iter[at], fitted.n_fail[at]
+            mark_separable(part)
+            fitted.write(part, latents, classes, keep=~chosen)
+            fitted.n_iter[at] += np.where(chosen, n_iter, 0)
+            fitted.n_fail[at] += np.where(chosen, n_fail, 0)
+            yield int(chosen.sum()), part.nodes.n_nodes
+
+
+def stage(name: str, total: int, progress: Progress, listening: bool) -> Steps:
+    """A stage without iterations, from what it has `done` and the events that took, again and again.
+
+    Yields a `StageStep` five times a second if somebody is `listening`; returns whether it was stopped.
+    """
+    began = looked = time.perf_counter()
+    done = n_events = 0
+    unit = "row" if name == "summary" else "pair"
+    with bar(total or None, f"probe, {name}", unit, delay=_BAR_AFTER) as shown:
+        for n, events in progress:
+            done, n_events = done + n, n_events + events
+            shown.update(n)
+            if listening and time.perf_counter() - looked >= _LOOK_EVERY:
+                stopped = yield StageStep(
+                    stage=name,
+                    done=done,
+                    total=total,
+                    n_events=n_events,
+                    seconds=time.perf_counter() - began,
+                    bytes_resident=rss_bytes(),
+                )
+                if stopped:
+                    progress.close()
+                    return True
+                looked = time.perf_counter()
+    return False

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,6 +223,28 @@ class LatentSummary:
         ValueError
             If `row_batch_size` is less than 1.
         """
+        deque(self.adding(shards, row_batch_size=row_batch_size), maxlen=0)
+        return self
+
+    def adding(
+        self, shards: Iterable[Shard], *, row_batch_size: int | None = None
+    ) -> Generator[tuple[int, int], None, None]:
+        """`add_shards` as a generator: leave it, and what has been added so far is a summary.
+
+        Parameters
+        ----------
+        shards, row_batch_size : as in `add_shards`
+
+        Yields
+        ------
+        n_rows, n_events : int
+            What has just been added.
+
+        Raises
+        ------
+        ValueError
+            As `add_shards`.
+        """
         if row_batch_size is not None and row_batch_size < 1:
             raise ValueError(f"row_batch_size must be at least 1, got {row_batch_size}")
         threads = n_threads()
@@ -231,10 +253,9 @@ class LatentSummary:
         for part in shared(_by_latent, batches, threads):
             parts.append(part)
             if sum(x.nnz for x, _ in parts) >= min(_PER_LATENT * self.n_latents, _AT_ONCE):
-                self._add_columns(parts, threads)
+                yield self._add_columns(parts, threads)
                 parts = []
-        self._add_columns(parts, threads)
-        return self
+        yield self._add_columns(parts, threads)
 
     def add_columns(self, x: sp.csc_array, y: Any) -> LatentSummary:
         """`add` for checked rows that are sorted by latent already, in the calling thread.
@@ -252,8 +273,11 @@ class LatentSummary:
         self._add_columns([(x, y)], 1)
         return self
 
-    def _add_columns(self, parts: list[tuple[sp.csc_array, Any]], threads: int) -> None:
-        """Count the rows of some parts, then go through the latents, a cacheful of events at a time."""
+    def _add_columns(self, parts: list[tuple[sp.csc_array, Any]], threads: int) -> tuple[int, int]:
+        """Count the rows of some parts, then go through the latents, a cacheful of events at a time.
+
+        Returns how many rows and events those were.
+        """
         ends = np.zeros(self.n_latents + 1, np.int64)
         for x, y in parts:
             multi_label = sp.issparse(y)
@@ -270,6 +294,7 @@ class LatentSummary:
                 self._add_chunk(*chunk)
         else:  # no two chunks have a latent in common
             deque(shared(self._add_chunk, chunks, threads), maxlen=0)
+        return sum(x.shape[0] for x, _ in parts), int(ends[-1])
 
     def _add_chunk(self, parts: list[tuple[sp.csc_array, Any]], start: int, stop: int) -> None:
         """Add the events of the latents `start` … `stop` − 1."""

@@ -53,7 +53,7 @@ class Digest:
             return
         if not isinstance(event, self.events):
             return
-        if isinstance(event, self.events[0]) and not math.isnan(self.began):
+        if self._begins(event) and not math.isnan(self.began):
             task = self.task
             self.__init__()  # type: ignore[misc]  # a log that was continued: the latest run counts
             self.task = task
@@ -64,6 +64,10 @@ class Digest:
         if isinstance(event, self.events[-1]):
             self.ended, self.stopped, self.seconds = event.time, event.stopped, event.seconds  # type: ignore[attr-defined]
         self._take(event)
+
+    def _begins(self, event: ev.Event) -> bool:
+        """Whether a job begins with this event."""
+        return isinstance(event, self.events[0])
 
     def _take_task(self, event: ev.Event) -> None:
         if isinstance(event, ev.TaskBegin):

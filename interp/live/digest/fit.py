@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from interp import events as ev
@@ -13,12 +14,13 @@ class FitDigest(Digest):
     """A probe fit: pairs, lambda, loss and gradient by iteration, seconds by slab."""
 
     kind = "fit"
-    events = (ev.FitBegin, ev.SlabBegin, ev.IterationEnd, ev.SlabEnd, ev.FitEnd)
+    events = (ev.FitBegin, ev.StageStep, ev.SlabBegin, ev.IterationEnd, ev.SlabEnd, ev.FitEnd)
 
     def __init__(self) -> None:
         super().__init__()
         self.begin: ev.FitBegin | None = None
         self.end: ev.FitEnd | None = None
+        self.stage: ev.StageStep | None = None  # the pass over the rows, or the finish, if under way
         self.slab: ev.SlabBegin | None = None
         self.last: ev.IterationEnd | None = None
         self.n_fail = self.n_fail_slab = 0
@@ -56,6 +58,12 @@ class FitDigest(Digest):
             capacity=128,
         )
 
+    def _begins(self, event: ev.Event) -> bool:
+        again = self.begin is not None or self.end is not None
+        return super()._begins(event) or (
+            isinstance(event, ev.StageStep) and event.stage == "summary" and again
+        )
+
     def _take(self, event: ev.Event) -> None:
         if isinstance(event, ev.IterationEnd):
             e = self.last = event
@@ -86,17 +94,34 @@ class FitDigest(Digest):
                 event.n_fail,
                 self.n_steps,
             )
+        elif isinstance(event, ev.StageStep):
+            self.stage = event
+            if self.begin is None:
+                self.began = event.time - event.seconds
         elif isinstance(event, ev.FitBegin):
             self.begin, self.began = event, event.time - event.summary_seconds
         elif isinstance(event, ev.FitEnd):
-            self.end, self.slab = event, None
+            self.end, self.slab, self.stage = event, None, None
 
     @property
     def n_slabs(self) -> int:
         """Slabs of the whole fit (0: not known yet)."""
         return self.begin.n_slabs if self.begin else self.slab.n_slabs if self.slab else 0
 
+    @property
+    def stage_says(self) -> str:
+        """A word on the stage under way that has no iterations, or nothing."""
+        if self.stage is None:
+            return ""
+        s = self.stage
+        done = f"{s.done:,} of {s.total:,}" if s.total else f"{s.done:,}"
+        if s.stage == "summary":
+            return f"reading rows: {done}, {s.n_events / max(s.seconds, 1e-9):,.0f} events/s"
+        return f"finishing pairs on the raw events: {done}"
+
     def _fraction(self) -> float:
+        if self.begin is None and self.stage is not None:
+            return self.stage.done / self.stage.total if self.stage.total else 0.0
         if not self.n_slabs:
             return 0.0
         inside = 0.0
@@ -109,6 +134,15 @@ class FitDigest(Digest):
         # The last per cent is for the pairs that are finished on the raw events.
         return min((self.n_slabs_done + inside) / self.n_slabs, 0.99)
 
+    def eta(self, now: float | None = None) -> float:
+        """As in every digest, but of what follows the pass over the rows, which tells nothing of it."""
+        if self.begin is None and self.stage is not None and self.stage.stage == "summary":
+            return math.nan
+        left = super().eta(now)
+        if self.state != "running" or self.begin is None or self.fraction <= 0:
+            return left
+        return left - self.begin.summary_seconds * (1 - self.fraction) / self.fraction
+
     def _series(self) -> dict[str, Series]:
         return {"iterations": self.iterations, "slabs": self.slabs}
 
@@ -120,7 +154,7 @@ class FitDigest(Digest):
             "pairs_total": b.n_latents * b.n_classes if b else 0,
             "n_slabs": self.n_slabs,
             "slabs_done": self.n_slabs_done,
-            "bytes": last.bytes_resident if last else 0,
+            "bytes": now.bytes_resident if (now := self.stage or last) else 0,
             "tol": b.tol if b else None,
             "slab": None,
         }
