@@ -31,6 +31,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from interp.device import pick_device
 from interp.files import digest, whole, write_text
 
 ARCHITECTURES = ("standard", "topk", "jumprelu")
@@ -105,6 +106,8 @@ class SAE:
             weights[name].detach().to(torch.float32).contiguous() for name in needed
         )
         self.threshold = rest[0] if rest else None
+        if self.W_enc.ndim != 2:
+            raise ValueError(f"W_enc has shape {tuple(self.W_enc.shape)}, expected (d_in, n_latents)")
         self.d_in, self.n_latents = self.W_enc.shape
         shapes = {"b_enc": (self.n_latents,), "W_dec": (self.n_latents, self.d_in), "b_dec": (self.d_in,)}
         if self.threshold is not None:
@@ -132,15 +135,15 @@ class SAE:
     # -- files
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> SAE:
+    def load(cls, folder: str | os.PathLike[str], device: str | torch.device | None = "cpu") -> SAE:
         """Read a SAELens folder.
 
         Parameters
         ----------
         folder : path
             Holds ``cfg.json`` and ``sae_weights.safetensors``.
-        device : str or torch.device
-            Where the weights go.
+        device : str or torch.device, optional
+            Where the weights go; "auto" (or None) as in `interp.load_model`.
 
         Returns
         -------
@@ -151,10 +154,10 @@ class SAE:
         FileNotFoundError
             If one of the two files is missing.
         ValueError
-            As the class, or if a file is damaged; the folder is named. Files that `save` wrote hold a hash of
-            the weights and of ``cfg.json``, and are compared with it.
+            As the class, or if there is no such device, or a file is damaged; the folder is named. Files that
+            `save` wrote hold a hash of the weights and of ``cfg.json``, and are compared with it.
         """
-        folder = Path(folder)
+        folder, place = Path(folder), pick_device(device)
         for name in (_CFG, _WEIGHTS):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
@@ -162,7 +165,7 @@ class SAE:
                 )
         try:
             cfg = json.loads((folder / _CFG).read_bytes())
-            with safe_open(folder / _WEIGHTS, framework="pt", device=str(device)) as file:
+            with safe_open(folder / _WEIGHTS, framework="pt", device=str(place)) as file:
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 said = (file.metadata() or {}).get(_HASH)
             if said is not None and said != _hash(cfg, weights):
@@ -301,8 +304,14 @@ class SAE:
         Raises
         ------
         ValueError
-            If ``like`` is needed and not given.
+            If the code is sparse or of another width, or ``like`` is needed and not given.
         """
+        if scipy.sparse.issparse(code):
+            raise ValueError(
+                "decode takes a dense code: torch.from_numpy(code.toarray()), some rows at a time"
+            )
+        if code.shape[-1:] != (self.n_latents,):
+            raise ValueError(f"the code has shape {tuple(code.shape)}, expected (..., {self.n_latents})")
         code = code.to(self.W_dec)
         if self._norm is not None:
             code = code / self._norm
@@ -332,7 +341,7 @@ class SAE:
             return (x - mean) / (std + 1e-5), (mean, std)
         if self.normalisation == "constant_norm_rescale":
             scale = x.norm(dim=-1, keepdim=True) / self.d_in**0.5
-            return x / scale, (0.0, scale)
+            return x / scale.clamp_min(torch.finfo(x.dtype).tiny), (0.0, scale)  # 0 stays 0
         return x, (0.0, 1.0)
 
     def _pre_activations(self, x: torch.Tensor) -> torch.Tensor:

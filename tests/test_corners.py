@@ -15,13 +15,14 @@ from capture_zoo import sequences, zoo
 from probe_data import separable
 from probe_reference import dense, loss
 
-from interp import cluster
-from interp.capture import capture, load_model, wrap
+from interp import cluster, tiny
+from interp.capture import capture, load_model, steer, wrap
 from interp.capture.measure import measure
 from interp.capture.plan import run_plan
 from interp.capture.prompts import Prompt
 from interp.capture.traits import ContrastSet, Trait, TraitVectors
 from interp.demo import demo
+from interp.device import pick_device
 from interp.events import CaptureBegin
 from interp.lens import ConceptPack, Lenses, LensMismatch, train_lenses
 from interp.lens.bank import Bank
@@ -29,6 +30,7 @@ from interp.lens.leakage import LeakageError, audit
 from interp.lens.samples import Sample
 from interp.probe.losses import exact_losses, losses
 from interp.probe.summary import LatentSummary
+from interp.sae import SAE
 from interp.tiny import train as train_tiny
 
 # --------------------------------------------------------------------------------------- probes
@@ -148,7 +150,7 @@ def test_the_place_of_a_prompt_is_a_whole_number() -> None:
     ("option", "why"),
     [
         ({"device": "gpu"}, "unknown device 'gpu'"),
-        ({"device": None}, "unknown device None"),
+        ({"device": 1.5}, "unknown device 1.5"),
         ({"device": "cuda:99"}, "no device 'cuda:99': torch .* sees"),
         ({"dtype": None}, "unknown dtype None"),
     ],
@@ -168,6 +170,67 @@ def test_a_path_is_not_looked_for_on_the_hub(path: str) -> None:
 def test_nothing_to_measure(option: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(option))} must be"):
         measure(zoo("llama"), sequences(), max_new_tokens=2, reload=False, **option)
+
+
+def test_no_device_is_any_device(tmp_path: Path) -> None:
+    assert load_model("tiny", device=None).device == load_model("tiny", device="auto").device
+    assert SAE.load(tiny.sae_path(), device="auto").W_enc.device == pick_device()
+    with pytest.raises(ValueError, match="no device 'cuda:99'"):
+        SAE.load(tiny.sae_path(), device="cuda:99")
+
+
+def test_a_site_is_named_once() -> None:
+    model, vector = zoo("llama"), torch.ones(32)
+    twice = {"resid_post.*": vector, "resid_post.-1": 2 * vector}
+    with pytest.raises(ValueError, match=r"resid_post.2 is named twice, the second time by 'resid_post.-1'"):
+        capture(model, sequences(), vectors={"v": twice})
+    with pytest.raises(ValueError, match=r"resid_post.2 is named twice"), steer(model, twice):
+        pass
+    with (
+        pytest.raises(ValueError, match="vectors must be a mapping of sites, got list"),
+        steer(model, [vector]),
+    ):
+        pass
+
+
+def test_a_name_is_no_model() -> None:
+    lenses = Lenses([], torch.zeros(0, 4), torch.zeros(0), torch.zeros(4), torch.ones(4), {}, {})
+    for call in (
+        lambda: steer("tiny", {}).__enter__(),
+        lambda: TraitVectors.fit("tiny"),
+        lambda: lenses.check_model("tiny"),
+    ):
+        with pytest.raises(TypeError, match=r"got a str: load it first, interp.load_model\('tiny'\)"):
+            call()
+
+
+# -------------------------------------------------------------------------------- sparse codes
+
+
+def small_sae(**cfg: Any) -> SAE:
+    rng = torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (4, 6), "b_enc": (6,), "W_dec": (6, 4), "b_dec": (4,)}
+    return SAE({name: torch.randn(*shape, generator=rng) for name, shape in shapes.items()}, cfg)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk"])
+def test_a_row_of_zeros_has_a_code(architecture: str) -> None:
+    sae = small_sae(architecture=architecture, k=2, normalize_activations="constant_norm_rescale")
+    rows = torch.stack([torch.zeros(4), torch.ones(4)])
+    dense = sae.encode(rows)
+    assert dense.isfinite().all()
+    np.testing.assert_allclose(sae.encode_csr(rows).toarray(), dense, rtol=1e-6)
+    assert not sae.decode(dense, like=rows)[0].any()  # its norm is 0, and so is what comes back
+
+
+def test_what_is_no_code_and_no_encoder() -> None:
+    sae = small_sae(architecture="standard")
+    with pytest.raises(ValueError, match="takes a dense code"):
+        sae.decode(sae.encode_csr(torch.ones(2, 4)))
+    with pytest.raises(ValueError, match=r"code has shape \(2, 5\), expected \(\.\.\., 6\)"):
+        sae.decode(torch.ones(2, 5))
+    with pytest.raises(ValueError, match=r"W_enc has shape \(4,\)"):
+        SAE({name: torch.ones(4) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}, {})
 
 
 # ----------------------------------------------------------------- one id for two different texts
@@ -303,6 +366,12 @@ def test_lenses_of_the_wrong_shape_or_head() -> None:
     parts = (lenses.reports, lenses.weight, lenses.bias, lenses.mean, lenses.scale)
     with pytest.raises(ValueError, match=r"weight has shape \(1, 48\), expected \(2, 48\)"):
         Lenses(parts[0], lenses.weight[:1], *parts[2:], {}, lenses.meta)
+    rows = torch.ones(2, 48)
+    assert torch.equal(
+        lenses.score(rows.numpy(), site="resid_post.1"), lenses.score(rows, site="resid_post.1")
+    )
+    with pytest.raises(ValueError, match="texts takes a list"):
+        lenses["bird"].dose_response(model, "the boy", force=True)
     bare = Lenses(*parts, {}, lenses.meta)
     logits = bare.score("the boy saw a robin", model=model)
     assert torch.equal(bare.strength(logits), logits)  # without thresholds, the logit itself
@@ -313,3 +382,19 @@ def test_lenses_of_the_wrong_shape_or_head() -> None:
     other = Lenses(*parts, lenses.negatives, {**lenses.meta, "site": "resid_post.0"})
     with pytest.raises(LensMismatch, match="site differs"):
         Lenses.concat([lenses, other])
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"growth": [10.5]}, "growth must be increasing whole numbers"),
+        ({"growth": 5}, "growth must be increasing whole numbers"),
+        ({"growth": "10"}, "growth must be increasing whole numbers"),
+        ({"continuation": 1.5}, "continuation must be 0 or more, an integer"),
+        ({"site": "attn.1"}, r"lenses cannot read attn\.1"),
+    ],
+)
+def test_options_of_a_training_that_say_nothing_clear(options: dict[str, Any], why: str) -> None:
+    options = {"site": "resid_post.1", "concepts": ["bird"], **options}
+    with pytest.raises(ValueError, match=why):
+        train_lenses(lens_world.model(), lens_world.pack(4), **options)

@@ -205,12 +205,13 @@ ARROWS = {
     "tiny": {"events", "capture", "sae", "lens"},
     "live": {"events", "run"},
     "cluster": {"events", "probe", "capture", "lens"},
+    "device": set(),
     "lock": set(),
     "files": set(),
     "threads": set(),
 }
 #: What every part may stand on, since it knows none of them.
-FLOOR = {"files", "lock", "threads"}
+FLOOR = {"device", "files", "lock", "threads"}
 #: Part → parts it may import inside functions only: public faces, never internals.
 LAZY_ARROWS = {
     "capture": {"interp.tiny"},  # load_model("tiny")

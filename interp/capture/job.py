@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.capture.generate import Generator
 from interp.capture.model import Model
 from interp.capture.prompts import Prompts
-from interp.capture.sites import RESIDUAL_KINDS, split
+from interp.capture.sites import RESIDUAL_KINDS, by_site, split
 from interp.capture.tape import same_as
 
 __all__ = ["TIER2", "Job", "Vectors", "expect_consistent"]
@@ -183,7 +183,7 @@ def _matrices(
     columns: dict[str, dict[str, Tensor]] = {}
     for name, given in vectors.items():
         if isinstance(given, Mapping):
-            own = {site: v for pattern, v in given.items() for site in model.sites.resolve(pattern)}
+            own = by_site(model, given, f"vector {name!r}")
         else:
             own = {site: given for site in sites if split(site)[0] in RESIDUAL_KINDS}
         used = {site: torch.as_tensor(v) for site, v in own.items() if site in sites}

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from interp.capture.sites import Sites, split
+from interp.device import pick_device
 
-__all__ = ["Model", "load_model", "wrap"]
+__all__ = ["Model", "expect_model", "load_model", "wrap"]
 
 logger = logging.getLogger(__name__)
 
@@ -298,7 +299,7 @@ class Model:
 def load_model(
     name_or_path: str | os.PathLike[str] = "tiny",
     dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "auto",
+    device: str | torch.device | None = "auto",
     revision: str | None = None,
     *,
     attention: str = "auto",
@@ -315,8 +316,8 @@ def load_model(
         A folder, a name on the Hugging Face hub, or ``"tiny"``, the model that ships with the package.
     dtype : str or torch.dtype
         ``"auto"``: bfloat16 on GPUs, float32 on CPUs.
-    device : str or torch.device
-        ``"auto"``: cuda, else mps, else cpu.
+    device : str or torch.device, optional
+        ``"auto"`` (or None): cuda, else mps, else cpu.
     revision : str, optional
         Branch, tag or commit on the hub.
     attention : str
@@ -342,7 +343,7 @@ def load_model(
 
     start = time.perf_counter()
     name, where = str(name_or_path), _locate(name_or_path)
-    device = _pick_device(device)
+    device = pick_device(device)
     dtype = _pick_dtype(dtype, device if device_map is None else torch.device("cuda"))
     try:
         config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
@@ -432,6 +433,27 @@ def wrap(hf: Any, tokenizer: Any = None, *, name: str = "", revision: str = "") 
     return Model(hf, tokenizer, name or type(hf).__name__, revision, attention, "as the model came")
 
 
+def expect_model(model: Any) -> None:
+    """Raise for a name, or anything else that is not a loaded model.
+
+    Parameters
+    ----------
+    model : object
+
+    Raises
+    ------
+    TypeError
+        Saying how to come to one.
+    """
+    if isinstance(model, Model):
+        return
+    if isinstance(model, (str, os.PathLike)):
+        advice = f"load it first, interp.load_model({os.fspath(model)!r})"
+    else:
+        advice = "expected what interp.load_model returns, or interp.capture.wrap(model, tokenizer)"
+    raise TypeError(f"model: got a {type(model).__name__}: {advice}")
+
+
 def _readable(token: str) -> str:
     """A vocabulary entry as text: word starts of byte-level and sentencepiece vocabularies are spaces."""
     return token.replace("Ġ", " ").replace("▁", " ").replace("Ċ", "\n")
@@ -466,25 +488,6 @@ def _is_causal(config: Any) -> bool:
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return bool(getattr(config, "is_decoder", False))
     return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-
-def _pick_device(device: str | torch.device) -> torch.device:
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if device == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"unknown device {device!r}: give 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or a torch.device"
-        ) from error
-    n_cuda = torch.cuda.device_count() if cuda else 0
-    if (found.type == "cuda" and (found.index or 0) >= n_cuda) or (found.type == "mps" and not mps):
-        raise ValueError(
-            f"there is no device {str(found)!r}: torch {torch.__version__} sees {n_cuda} CUDA devices"
-            f"{' and mps' if mps else ''}; give 'auto' or 'cpu'"
-        )
-    return found
 
 
 def _pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

@@ -25,7 +25,7 @@ from interp.capture.batching import (
 from interp.capture.check import compare, judge
 from interp.capture.generate import Generator, count
 from interp.capture.job import Job, Vectors
-from interp.capture.model import Model
+from interp.capture.model import Model, expect_model
 from interp.capture.prompts import Prompts
 from interp.capture.report import Clock, build, estimate_costs, peak_bytes
 from interp.capture.store import Folder, Memory
@@ -122,7 +122,7 @@ def capture(
     about 1e-6. In bfloat16, matrix products round differently for different batch sizes: rows agree to about
     1e-2, and where two tokens are nearly as probable, greedy text can differ from a single run.
     """
-    _expect_model(model)
+    expect_model(model)
     emit = Emitter(iteration_hook)
     clock = Clock()
     with clock("tokenise"):
@@ -343,17 +343,6 @@ def _spread(todo: Sequence[int], lengths: Sequence[int], k: int) -> list[int]:
     if k >= len(order):
         return order
     return [order[round(j * (len(order) - 1) / max(k - 1, 1))] for j in range(k)]
-
-
-def _expect_model(model: Any) -> None:
-    """Raise for a name, or anything else that is not a loaded model."""
-    if isinstance(model, Model):
-        return
-    if isinstance(model, (str, os.PathLike)):
-        advice = f"load it first, interp.load_model({os.fspath(model)!r})"
-    else:
-        advice = "expected what interp.load_model returns, or interp.capture.wrap(model, tokenizer)"
-    raise TypeError(f"model: got a {type(model).__name__}: {advice}")
 
 
 def _expect_finite(shard: Shard, names: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ block normalises what it adds (Gemma-2, Gemma-3) ``attn_out`` and ``mlp_out`` ar
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from interp.capture.families import FAMILIES, OUTSIDE, Family, supported
 
-__all__ = ["KINDS", "RESIDUAL_KINDS", "Sites", "Source", "split"]
+__all__ = ["KINDS", "RESIDUAL_KINDS", "Sites", "Source", "by_site", "split"]
 
 #: Every kind of site, in the order of the computation.
 KINDS = (
@@ -294,6 +294,38 @@ def _names(patterns: str | Iterable[str]) -> Iterable[str]:
     if isinstance(patterns, str):
         return [p.strip() for p in patterns.split(",")]
     return patterns if isinstance(patterns, Iterable) else (patterns,)
+
+
+def by_site(model: Any, given: Any, what: str) -> dict[str, Any]:
+    """What is given for names of sites, site by site.
+
+    Parameters
+    ----------
+    model : Model
+    given : mapping
+        Pattern, as `Sites.resolve` takes it → anything.
+    what : str
+        What to call it in errors.
+
+    Returns
+    -------
+    dict
+        Site → that.
+
+    Raises
+    ------
+    ValueError
+        If it is no mapping, or a site is named twice.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{what} must be a mapping of sites, got {type(given).__name__}")
+    out: dict[str, Any] = {}
+    for pattern, value in given.items():
+        for site in model.sites.resolve(pattern):
+            if site in out:
+                raise ValueError(f"{what}: {site} is named twice, the second time by {pattern!r}: keep one")
+            out[site] = value
+    return out
 
 
 def split(site: str) -> tuple[str, int]:

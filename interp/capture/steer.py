@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.capture.model import Model
-from interp.capture.sites import RESIDUAL_KINDS, split
+from interp.capture.model import Model, expect_model
+from interp.capture.sites import RESIDUAL_KINDS, by_site, split
 
 __all__ = ["steer"]
 
@@ -46,33 +46,34 @@ def steer(
 
     Raises
     ------
+    TypeError
+        If `model` is not a loaded one.
     ValueError
-        If a site, the width of a vector, `scale` or `positions` does not fit; inside the context, if a prompt
-        of the pass has no token at one of the indices (a slice takes what there is).
+        If a site, the width of a vector, `scale` or `positions` does not fit, or a site is named twice;
+        inside the context, if a prompt of the pass has no token at one of the indices (a slice takes what
+        there is).
 
     Notes
     -----
     The product and the sum are computed in float32 and rounded once to the model's type: in bfloat16 a small
     vector added to a large state would otherwise be lost. The hooks are gone on any exit.
     """
+    expect_model(model)
     model.verify_sites()
     factors = torch.as_tensor(scale, dtype=torch.float32)
     if factors.ndim > 1 or not torch.isfinite(factors).all():
         raise ValueError(f"scale must be a finite number or one per row, got {scale!r}")
     tokens = None if _all(positions) else _Tokens(_selector(positions, model.context))
     additions: dict[str, Tensor] = {}
-    for pattern, vector in vectors.items():
+    for site, vector in by_site(model, vectors, "vectors").items():
         vector = torch.as_tensor(vector).detach()
-        for site in model.sites.resolve(pattern):
-            if split(site)[0] not in RESIDUAL_KINDS:
-                raise ValueError(f"cannot steer at {site!r}: expected one of {', '.join(RESIDUAL_KINDS)}")
-            if vector.shape != (model.width,):
-                raise ValueError(
-                    f"vector for {site} has shape {tuple(vector.shape)}, expected ({model.width},)"
-                )
-            if not torch.isfinite(vector).all():
-                raise ValueError(f"vector for {site} holds numbers that are not finite")
-            additions[site] = vector.to(torch.float32)
+        if split(site)[0] not in RESIDUAL_KINDS:
+            raise ValueError(f"cannot steer at {site!r}: expected one of {', '.join(RESIDUAL_KINDS)}")
+        if vector.shape != (model.width,):
+            raise ValueError(f"vector for {site} has shape {tuple(vector.shape)}, expected ({model.width},)")
+        if not torch.isfinite(vector).all():
+            raise ValueError(f"vector for {site} holds numbers that are not finite")
+        additions[site] = vector.to(torch.float32)
     if factors.ndim or tokens is not None:
         _ = model.speed  # measured now: its short passes would not fit the rows or positions given here
     handles: list[Any] = []

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from interp.capture import statistics as stats
-from interp.capture.model import Model
+from interp.capture.model import Model, expect_model
 from interp.capture.prompts import Prompt, Prompts, content_id
 from interp.capture.record import capture
 from interp.files import file_hash, read_json, whole, write_json
@@ -237,6 +237,7 @@ class TraitVectors(Mapping[str, Trait]):
         ValueError
             If an option or a set does not fit.
         """
+        expect_model(model)
         if method not in stats.FITS:
             raise ValueError(f"method must be one of {', '.join(stats.FITS)}, got {method!r}")
         if pool not in ("mean", "last"):

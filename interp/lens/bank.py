@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.capture.generate import count
+from interp.capture.sites import split
 from interp.events import BatchEnd, Event, Hook
 from interp.files import file_hash, sweep, whole, write_json
 from interp.lens.pooling import POOLINGS, at_least_one, in_spans, one_token, pool, structural_ids
@@ -70,7 +72,8 @@ class Bank:
     Raises
     ------
     ValueError
-        For an unknown pooling, ``span`` without a fast tokenizer, or a damaged shard (named).
+        For an unknown pooling, ``span`` without a fast tokenizer, attention weights, or a damaged shard
+        (named).
     """
 
     def __init__(
@@ -87,6 +90,10 @@ class Bank:
     ) -> None:
         if pooling not in POOLINGS:
             raise ValueError(f"unknown pooling {pooling!r}: expected one of {', '.join(POOLINGS)}")
+        if split(site)[0] == "attn":
+            raise ValueError(
+                f"lenses cannot read {site}: its rows are as long as the longest prompt; give another site"
+            )
         if model.tokenizer is None:
             raise ValueError(f"{model.name} has no tokenizer; lenses are trained on text and need one")
         if pooling == "span" and not model.tokenizer.is_fast:
@@ -97,6 +104,7 @@ class Bank:
         if continuation and not model.is_causal:
             raise ValueError(f"{model.name} is an encoder and cannot continue a prompt; use continuation=0")
         self.model, self.site, self.pooling = model, site, pooling
+        continuation = count("continuation", continuation)
         self.continuation, self.temperature, self.seed = continuation, temperature, seed
         self.batch_tokens = batch_tokens
         self.n_forwarded = self.n_loaded = 0

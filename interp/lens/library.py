@@ -14,6 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -188,7 +189,7 @@ class Lenses:
 
     def score(
         self,
-        x: str | Sequence[str] | Activations | Tensor,
+        x: str | Sequence[str] | Activations | Tensor | np.ndarray,
         *,
         model: Model | None = None,
         site: str | None = None,
@@ -199,7 +200,7 @@ class Lenses:
 
         Parameters
         ----------
-        x : str, list of str, Activations, or tensor of shape [n_tokens, width]
+        x : str, list of str, Activations, or tensor or ndarray of shape [n_tokens, width]
             A tensor does not say where it comes from, so `site` must.
         model : Model, optional
             For text, if the lenses do not know their model (``lenses.model``).
@@ -268,6 +269,7 @@ class Lenses:
                 f"rows are normalised ({normalisation!r}); these lenses were trained on rows as captured and "
                 "standardise them on their own"
             )
+        x = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
         if isinstance(x, Tensor):
             if site is None:
                 raise LensMismatch(
@@ -298,6 +300,9 @@ class Lenses:
 
     def check_model(self, model: Model) -> None:
         """Raise `LensMismatch` unless `model` is the one of the training (its dtype may differ)."""
+        from interp.capture.model import expect_model
+
+        expect_model(model)
         self._check_source(
             {
                 "model": {

@@ -88,6 +88,8 @@ def dose_response(
 
     lenses = lens.lenses
     lenses.check_model(model)
+    if isinstance(texts, str):
+        raise ValueError(f"texts takes a list of texts, got a single one: write [{texts[:40]!r}]")
     if not texts:
         raise ValueError("texts is empty: give what the model should read while it is steered")
     norm = float(lenses.meta["typical_norm"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -191,8 +192,12 @@ def expect_options(*, f1_target: float, f1_rule: str, growth: Sequence[int], hea
         raise ValueError(f"f1_rule must be 'lower' or 'point', got {f1_rule!r}")
     if head not in ("linear", "mlp"):
         raise ValueError(f"head must be 'linear' or 'mlp', got {head!r}")
-    if not growth or min(growth) < 2 or sorted(set(growth)) != list(growth):
-        raise ValueError(f"growth must be increasing numbers of samples from 2, got {list(growth)}")
+    try:
+        steps = [operator.index(n) for n in growth]
+    except TypeError:
+        steps = []
+    if not steps or min(steps) < 2 or sorted(set(steps)) != steps:
+        raise ValueError(f"growth must be increasing whole numbers of samples from 2, got {growth!r}")
 
 
 def chosen_concepts(pack: ConceptPack, concepts: Iterable[str] | None) -> list[str]:
