@@ -57,7 +57,7 @@ def shared(
         try:
             for item in items:
                 waiting.append(_pool(threads).submit(work, *item))
-                if len(waiting) > 2 * threads:
+                while waiting and (waiting[0].done() or len(waiting) > 2 * threads):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -14,9 +14,11 @@ TEXT = "The owl on the hill sees a small red fox near the old mill , it might be
 
 
 def reading(n: int = 8, total: int = 200_000) -> Iterator[ev.StageStep]:
-    """The pass over the rows of a fit, told `n` times, a second apart."""
+    """The pass over the rows of a fit, told `n` times, a second apart, the last time now."""
+    now = time.time()
     for k in range(1, n + 1):
         yield ev.StageStep(
+            time=now + k - n,
             stage="summary",
             done=200_000 * k // (n + 1),
             total=total,

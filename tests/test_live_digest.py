@@ -218,8 +218,8 @@ def test_reading_is_no_part_of_what_the_slabs_take():
     digest = FitDigest.of([*reading(), begin, *half])
     assert (digest.fraction, digest.n_steps) == (0.5, len(half) - 2)
     assert digest.stage_says == ""
-    assert digest.elapsed(begin.time + 2.0) == pytest.approx(10.0)
-    assert digest.eta(begin.time + 2.0) == pytest.approx(2.0)
+    assert digest.elapsed(begin.time + 2.0) == pytest.approx(10.0, abs=0.1)
+    assert digest.eta(begin.time + 2.0) == pytest.approx(2.0, abs=0.1)
 
 
 def test_the_end_on_the_raw_events_is_told_until_the_fit_ends():

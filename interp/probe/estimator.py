@@ -297,7 +297,7 @@ class Sparse1DProbe:
         x, y : as in `fit`
             The rows of the summary, once more.
         iteration_hook : callable or list of callable, optional
-            Gets a `StageStep` five times a second, then a `FitEnd`. A stop leaves the other pairs as they are.
+            Gets a `StageStep` five times a second, then a `FitEnd`. A stop leaves other pairs as they are.
 
         Returns
         -------
@@ -336,6 +336,8 @@ class Sparse1DProbe:
         rows = None if self.row_batch_size == "auto" else int(self.row_batch_size)
         adding = summary.adding(chain([first], checked), row_batch_size=rows)
         stopped = yield from stage("summary", n_rows(x, y), adding, listening)
+        if stopped:  # of no row, rather than of some
+            summary = LatentSummary(summary.n_latents, summary.n_classes or None)
         seconds = time.perf_counter() - began
         if y is None and not can_iterate_again(x):
             x = None  # used up
@@ -361,11 +363,12 @@ class Sparse1DProbe:
             sizes=(self.class_slab_size, self.latent_block_size),
             device=device,
             dtype=dtype,
+            stopped=stopped,
         )
         self._state, self.summary_ = fit.fitted, summary
         self.n_features_in_ = summary.n_latents
         rows = 0 if self.row_batch_size == "auto" else int(self.row_batch_size)
-        return (yield from fit.steps(listening, began, seconds, rows, stopped))
+        return (yield from fit.steps(listening, began, seconds, rows))
 
     def _where(self) -> tuple[torch.device, torch.dtype]:
         return place(self.device, self.compute_dtype)
@@ -416,6 +419,8 @@ class Sparse1DProbe:
     def loss_(self) -> np.ndarray:
         """Mean training loss without the ridge, by the summary, float64 [n_latents, n_classes]."""
         state = self._check_fitted()
+        if state.n_rows == 0:  # stopped before anything was known of them
+            return np.full(state.coef.shape, np.nan)
         if state.loss is None:
             state.loss, _ = losses.losses(self._fitted_summary(), state.coef, state.intercept)
         return state.loss
@@ -509,7 +514,7 @@ class Sparse1DProbe:
         k = min(k, loss.shape[0])
         best = np.argsort(loss, axis=0, kind="stable")[:k]
         cls = np.tile(np.arange(loss.shape[1]), (k, 1))
-        base = losses.base_losses(self._state.class_counts, self._state.n_rows)
+        base = losses.base_losses(self._state.class_counts, max(1, self._state.n_rows))
         with np.errstate(divide="ignore", invalid="ignore"):
             r = np.where(base > 0, 1.0 - loss / base, np.nan)
         table = pd.DataFrame(

@@ -80,7 +80,7 @@ class Fitted:
     def unstarted(cls, summary: LatentSummary, lam_init: float) -> Fitted:
         """Zero slopes, and intercepts at the classes' prevalences."""
         shape = summary.n_latents, summary.n_classes
-        prior = np.clip(summary.class_counts / summary.n_rows, 1e-8, 1.0 - 1e-8)
+        prior = np.clip(summary.class_counts / max(1, summary.n_rows), 1e-8, 1.0 - 1e-8)
         codes = np.zeros(shape, np.int8)
         codes[summary.n_events == 0] = DEAD
         return cls(
@@ -162,6 +162,8 @@ class Fit:
     device : torch.device
     dtype : torch.dtype
         Precision of the evaluations.
+    stopped : bool
+        Whether it was stopped in the pass over the rows: `summary` is empty, and nothing is solved.
     """
 
     def __init__(
@@ -175,14 +177,18 @@ class Fit:
         sizes: tuple[int | str, int | str],
         device: torch.device,
         dtype: torch.dtype,
+        stopped: bool = False,
     ) -> None:
-        if summary.n_rows == 0 or summary.n_classes == 0:
+        if not stopped and (summary.n_rows == 0 or summary.n_classes == 0):
             raise ValueError(f"nothing to fit: {summary!r} (every row unlabelled, or no row at all)")
         if method == "events" and x is None:
             raise ValueError('method="events" reads x more than once: give a matrix or a list of shards')
         self.summary, self.x, self.y = summary, x, y
         self.rules, self.method, self.device, self.dtype = rules, method, device, dtype
         self.fitted = Fitted.unstarted(summary, rules.lam_init)
+        self._stopped = stopped
+        if stopped:  # of no latent is it known that it never fires
+            self.fitted.codes[:] = NOT_STARTED
         self._sizes = sizes
         self._alive = np.flatnonzero(summary.n_events > 0)
         threads = n_threads(device)
@@ -197,19 +203,12 @@ class Fit:
 
     # ------------------------------------------------------------------------------ the course
 
-    def steps(
-        self, listening: bool, began: float, summary_seconds: float, row_batch_size: int, stopped: bool
-    ) -> Steps:
-        """Solve, yielding events if somebody is `listening`; send True to stop. Returns whether it was.
-
-        Already `stopped`, in the pass over the rows, it has nothing to say but that.
-        """
+    def steps(self, listening: bool, began: float, summary_seconds: float, row_batch_size: int) -> Steps:
+        """Solve, yielding events if somebody is `listening`; send True to stop. Returns whether it was."""
         self._listening = listening
         stages = {"summary": summary_seconds}
-        n_polished = 0
-        if stopped:  # rows that were not read may have events of any latent: none is known to be dead
-            self.fitted.codes[:] = NOT_STARTED
-        else:
+        stopped, n_polished = self._stopped, 0
+        if not stopped:
             stopped, n_polished = yield from self._solve(stages, row_batch_size)
         if listening:
             yield self.fitted.end(began, stages, n_polished, stopped)

@@ -229,7 +229,7 @@ class LatentSummary:
     def adding(
         self, shards: Iterable[Shard], *, row_batch_size: int | None = None
     ) -> Generator[tuple[int, int], None, None]:
-        """`add_shards` as a generator: leave it, and what has been added so far is a summary.
+        """`add_shards` as a generator, which may be left at any time; the summary is of no use then.
 
         Parameters
         ----------
@@ -238,7 +238,8 @@ class LatentSummary:
         Yields
         ------
         n_rows, n_events : int
-            What has just been added.
+            What has just been added. Of rows that are added latent by latent, the share that their events
+            are; 0, 0 where rows have been sorted.
 
         Raises
         ------
@@ -252,10 +253,13 @@ class LatentSummary:
         parts: list[tuple[sp.csc_array, Any]] = []
         for part in shared(_by_latent, batches, threads):
             parts.append(part)
-            if sum(x.nnz for x, _ in parts) >= min(_PER_LATENT * self.n_latents, _AT_ONCE):
-                yield self._add_columns(parts, threads)
-                parts = []
-        yield self._add_columns(parts, threads)
+            if sum(x.nnz for x, _ in parts) < min(_PER_LATENT * self.n_latents, _AT_ONCE):
+                yield 0, 0
+                continue
+            yield from self._adding_columns(parts, threads)
+            parts = []
+        if parts:
+            yield from self._adding_columns(parts, threads)
 
     def add_columns(self, x: sp.csc_array, y: Any) -> LatentSummary:
         """`add` for checked rows that are sorted by latent already, in the calling thread.
@@ -270,14 +274,13 @@ class LatentSummary:
         LatentSummary
             Itself.
         """
-        self._add_columns([(x, y)], 1)
+        deque(self._adding_columns([(x, y)], 1), maxlen=0)
         return self
 
-    def _add_columns(self, parts: list[tuple[sp.csc_array, Any]], threads: int) -> tuple[int, int]:
-        """Count the rows of some parts, then go through the latents, a cacheful of events at a time.
-
-        Returns how many rows and events those were.
-        """
+    def _adding_columns(
+        self, parts: list[tuple[sp.csc_array, Any]], threads: int
+    ) -> Generator[tuple[int, int], None, None]:
+        """Count the rows of some parts, then go through the latents, a cacheful of events at a time."""
         ends = np.zeros(self.n_latents + 1, np.int64)
         for x, y in parts:
             multi_label = sp.issparse(y)
@@ -289,15 +292,17 @@ class LatentSummary:
             ends += x.indptr
         n_events = max(_CHUNK, _OF_PART * len(parts))
         chunks = ((parts, start, stop) for start, stop in latent_blocks(ends, n_events))
-        if threads < 2:
-            for chunk in chunks:
-                self._add_chunk(*chunk)
-        else:  # no two chunks have a latent in common
-            deque(shared(self._add_chunk, chunks, threads), maxlen=0)
-        return sum(x.shape[0] for x, _ in parts), int(ends[-1])
+        n_rows, told, done, total = sum(x.shape[0] for x, _ in parts), 0, 0, int(ends[-1])
+        # No two chunks have a latent in common.
+        for added in shared(self._add_chunk, chunks, threads):
+            done += added
+            rows = n_rows * done // max(1, total)
+            yield rows - told, added
+            told = rows
+        yield n_rows - told, total - done
 
-    def _add_chunk(self, parts: list[tuple[sp.csc_array, Any]], start: int, stop: int) -> None:
-        """Add the events of the latents `start` … `stop` − 1."""
+    def _add_chunk(self, parts: list[tuple[sp.csc_array, Any]], start: int, stop: int) -> int:
+        """Add the events of the latents `start` … `stop` − 1; how many those were."""
         of_sign: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {+1: [], -1: []}
         both = self._bins[-1].table.shape[2] > 0
         for x, y in parts:
@@ -320,6 +325,7 @@ class LatentSummary:
                 found.append((before[indptr], np.abs(values[which])))
         for sign, found in of_sign.items():
             self._bins[sign].fill(start, found)
+        return sum(int(x.indptr[stop] - x.indptr[start]) for x, _ in parts)
 
     def _grow_classes(self, n_classes: int) -> None:
         more = n_classes - self.n_classes

@@ -59,10 +59,9 @@ class FitDigest(Digest):
         )
 
     def _begins(self, event: ev.Event) -> bool:
-        again = self.begin is not None or self.end is not None
-        return super()._begins(event) or (
-            isinstance(event, ev.StageStep) and event.stage == "summary" and again
-        )
+        if isinstance(event, ev.StageStep):
+            return event.stage == "summary" and (self.begin is not None or self.end is not None)
+        return super()._begins(event) and (self.stage is None or self.stage.stage != "summary")
 
     def _take(self, event: ev.Event) -> None:
         if isinstance(event, ev.IterationEnd):
@@ -95,11 +94,13 @@ class FitDigest(Digest):
                 self.n_steps,
             )
         elif isinstance(event, ev.StageStep):
-            self.stage = event
-            if self.begin is None:
+            if self.begin is None and self.stage is None:
                 self.began = event.time - event.seconds
+            self.stage = event
         elif isinstance(event, ev.FitBegin):
-            self.begin, self.began = event, event.time - event.summary_seconds
+            if self.stage is None:
+                self.began = event.time - event.summary_seconds
+            self.begin, self.stage = event, None
         elif isinstance(event, ev.FitEnd):
             self.end, self.slab, self.stage = event, None, None
 
@@ -141,7 +142,7 @@ class FitDigest(Digest):
         left = super().eta(now)
         if self.state != "running" or self.begin is None or self.fraction <= 0:
             return left
-        return left - self.begin.summary_seconds * (1 - self.fraction) / self.fraction
+        return left - (self.begin.time - self.began) * (1 - self.fraction) / self.fraction
 
     def _series(self) -> dict[str, Series]:
         return {"iterations": self.iterations, "slabs": self.slabs}
