@@ -191,7 +191,7 @@ class Run:
         return self._ended.is_set()
 
     def pause(self) -> Run:
-        """Hold the worker at the end of the iteration under way, or in a stage without any. Returns at once."""
+        """Hold the worker at the end of the iteration, or in a stage that has none. Returns at once."""
         with self._cond:
             self._paused = True
         return self
