@@ -16,10 +16,11 @@ from probe_data import separable
 from probe_reference import dense, loss
 
 from interp import cluster, tiny
-from interp.capture import capture, load_model, steer, wrap
+from interp.capture import Activations, capture, load_model, steer, wrap
 from interp.capture.measure import measure
 from interp.capture.plan import run_plan
 from interp.capture.prompts import Prompt
+from interp.capture.store import StoredShard
 from interp.capture.traits import ContrastSet, Trait, TraitVectors
 from interp.demo import demo
 from interp.device import pick_device
@@ -144,6 +145,14 @@ def test_the_place_of_a_prompt_is_a_whole_number() -> None:
     for call in (acts.tokens, lambda p: acts.rows("resid_post.0", p)):
         with pytest.raises(TypeError):
             call(1.7)  # was taken for 1
+
+
+def test_the_tokens_of_a_prompt_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture(zoo("llama"), sequences(), out=tmp_path / "c")
+    acts, opened, real = Activations.load(tmp_path / "c"), [], StoredShard._open
+    monkeypatch.setattr(StoredShard, "_open", lambda shard: opened.append(shard) or real(shard))
+    assert len(acts.tokens("p4")) == 20
+    assert len(opened) <= 2  # the ids, and what they look like: not once for every token
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,10 @@ class Activations:
         return table(self.meta["report"])
 
     @cached_property
+    def _place(self) -> dict[int, int]:
+        return {p: i for i, p in enumerate(self._order)}
+
+    @cached_property
     def offsets(self) -> Tensor:
         """Rows of prompt i are ``offsets[i]:offsets[i + 1]``; int64 ``[n_prompts + 1]``."""
         lengths = [self._shards[s].lengths[i] for s, i in self._where]
@@ -246,7 +250,8 @@ class Activations:
         shard = self._shards[s]
         first = sum(shard.lengths[:k])
         ids = shard.token_ids[first : first + shard.lengths[k]].tolist()
-        return [shard.token_strings.get(t, str(t)) for t in ids]
+        strings = shard.token_strings  # of a folder it is read each time
+        return [strings.get(t, str(t)) for t in ids]
 
     def _find(self, prompt: int | str) -> int:
         i = self._index.get(prompt, -1) if isinstance(prompt, str) else operator.index(prompt)
@@ -352,7 +357,7 @@ class Activations:
 
     def _filled(self, shard: Shard) -> Shard:
         """`shard` with the tensors that were put together given back to it."""
-        at = {p: i for i, p in enumerate(self._order)}
+        at = self._place
         tensors = dict(shard.whole().tensors)
         for name, whole in self._whole.items():
             spans = [(int(self.offsets[at[p]]), int(self.offsets[at[p] + 1])) for p in shard.prompts]
