@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from interp.probe import LatentSummary
 from interp.probe.exact import rms
-from interp.probe.nodes import Nodes
+from interp.probe.nodes import Nodes, softplus_
 
 N_CLASSES = 3
 
@@ -115,3 +115,11 @@ def test_sums_and_losses_of_any_pairs_in_any_blocks(block_elements: int, share: 
     theta = torch.from_numpy(b), torch.from_numpy(w)
     np.testing.assert_allclose(layout.sums(*theta), want, rtol=1e-12, atol=1e-10)
     np.testing.assert_allclose(layout.losses(*theta), loss, rtol=1e-12, atol=1e-10)
+
+
+def test_softplus_of_logits_of_all_sizes() -> None:
+    moderate = np.array([-800.0, -50.0, -36.0, -1e-9, 0.0, 0.3, 40.0, 699.0])
+    for z in (moderate, np.append(moderate, [710.0, 1e5])):  # e^z of the last two is infinite
+        np.testing.assert_allclose(softplus_(torch.tensor(z)), np.logaddexp(0.0, z), rtol=4e-16, atol=2e-16)
+    rare = torch.tensor([-18.0, -60.0])  # float32: of these, 1 + e^z keeps nothing
+    np.testing.assert_allclose(softplus_(rare.clone()), rare.exp(), rtol=1e-6)

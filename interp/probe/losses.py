@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from interp.probe.data import can_iterate_again, columns, shards
-from interp.probe.nodes import Nodes
+from interp.probe.nodes import Nodes, softplus_
 from interp.probe.sizes import tuned_block_elements
 from interp.probe.summary import LatentSummary
 from interp.threads import n_threads, shared, without_gil
@@ -171,6 +171,5 @@ def _softplus_sums(x: Tensor, theta: Tensor, elements: int) -> Tensor:
     total = torch.zeros(theta.shape[1], dtype=theta.dtype)
     step = max(1, elements // max(1, theta.shape[1]))
     for start in range(0, len(x), step):
-        z = b + w * x[start : start + step].double()
-        total += torch.nn.functional.softplus(z, 1.0, 60.0).sum(1)
+        total += softplus_(torch.addcmul(b, w, x[start : start + step].double())).sum(1)
     return total
