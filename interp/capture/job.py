@@ -135,14 +135,7 @@ class Job:
         )
         needs_weights = any(split(s)[0] == "attn" for s in self.sites)
         return {
-            "model": {
-                "name": model.name,
-                "revision": model.revision,
-                "architecture": model.config.model_type,
-                "fingerprint": model.fingerprint,
-                "dtype": str(model.dtype).removeprefix("torch."),
-                "attention": "eager" if needs_weights else model.attention,
-            },
+            "model": {**model.identity, "attention": "eager" if needs_weights else model.attention},
             "tokenizer_hash": model.tokenizer_hash,
             "sites": list(self.sites),
             "same_as": same_as(self.sites) if self.keep else {},

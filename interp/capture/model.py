@@ -163,6 +163,17 @@ class Model:
             digest.update(sample.numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What manifests say of it: name, revision, architecture, fingerprint of the weights, dtype."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "architecture": self.config.model_type,
+            "fingerprint": self.fingerprint,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
     @cached_property
     def tokenizer_hash(self) -> str:
         """A hash over the tokenizer's vocabulary and special tokens; empty without a tokenizer."""

@@ -303,18 +303,7 @@ class Lenses:
         from interp.capture.model import expect_model
 
         expect_model(model)
-        self._check_source(
-            {
-                "model": {
-                    "name": model.name,
-                    "revision": model.revision,
-                    "architecture": model.config.model_type,
-                    "fingerprint": model.fingerprint,
-                    "dtype": str(model.dtype).removeprefix("torch."),
-                },
-                "tokenizer_hash": model.tokenizer_hash,
-            }
-        )
+        self._check_source({"model": model.identity, "tokenizer_hash": model.tokenizer_hash})
 
     def _check_source(self, meta: dict[str, Any]) -> None:
         mine, other = self.meta["model"], meta["model"]

@@ -308,14 +308,7 @@ class Rounds:
         model, bank = self.bank.model, self.bank
         fitted = [j for j in self.jobs if j.w is not None]
         meta = {
-            "model": {
-                "name": model.name,
-                "revision": model.revision,
-                "architecture": model.config.model_type,
-                "fingerprint": model.fingerprint,
-                "dtype": bank.identity["dtype"],
-                "tokenizer": model.tokenizer_hash,
-            },
+            "model": {**model.identity, "tokenizer": model.tokenizer_hash},
             "site": bank.site,
             "pooling": bank.pooling,
             "pack": pack,
