@@ -236,8 +236,10 @@ def test_the_end_on_the_raw_events_is_told_until_the_fit_ends():
 
 def test_a_fit_stopped_while_it_reads_has_stopped():
     *_, end = fit_events()
-    digest = FitDigest.of([*reading(2), type(end)(**{**end.__dict__, "stopped": True, "n_fail": 0})])
+    end = type(end)(**{**end.__dict__, "stopped": True, "n_fail": 0, "status_counts": {"not_started": 3}})
+    digest = FitDigest.of([*reading(2), end])
     assert (digest.state, digest.frame()[0]["n_fail"]) == ("stopped", 0)
+    assert digest.stage_says == "stopped while it read its rows: no pair has started"
     # The next fit of the same log starts anew.
     digest.add(next(reading()))
     assert (digest.state, digest.end) == ("running", None)

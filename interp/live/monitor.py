@@ -363,9 +363,10 @@ class FitMonitor(Monitor):
 
     def _note(self, digest: Digest) -> str:
         assert isinstance(digest, FitDigest)
-        if self.state == "stopping" or digest.state != "running":
+        if self.state == "stopping":
             return super()._note(digest)
-        if digest.begin is not None and 0 < digest.n_slabs <= digest.n_slabs_done and digest.stage is None:
+        solved = digest.begin is not None and 0 < digest.n_slabs <= digest.n_slabs_done
+        if solved and digest.end is None and digest.stage is None:
             return "finishing the pairs that need it on the raw events"
         return digest.stage_says or super()._note(digest)
 

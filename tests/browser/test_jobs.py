@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from pages import (
     MONITOR,
@@ -27,7 +29,7 @@ from interp.capture import shipped
 model = interp.load_model("tiny")
 
 def told(event):
-    if event.kind in ("CaptureEnd", "TrainEnd"):
+    if event.kind in ("CaptureEnd", "TrainEnd", "FitEnd"):
         Path("ended").write_text(str(time.time()))
 """
 CAPTURE = """
@@ -45,6 +47,17 @@ run
 LENSES = """
 pack = interp.ConceptPack.load("tiny")
 run = interp.live.train_lenses(model, pack, site="resid_post.2", iteration_hook=told)
+run
+"""
+READING = """
+import numpy as np, scipy.sparse as sp
+
+rng = np.random.default_rng(0)
+latents = np.sort(rng.integers(0, 2048, (10_000, 50)), axis=1)
+ends = np.arange(0, latents.size + 1, 50)
+x = sp.csr_array((rng.exponential(1.0, latents.size), latents.ravel(), ends), (10_000, 2048))
+shard = x, rng.integers(0, 151, 10_000)
+run = interp.live.fit(interp.Sparse1DProbe(), [shard] * 5000, None, iteration_hook=told)
 run
 """
 
@@ -96,6 +109,31 @@ def test_a_capture_moves_holds_steps_survives_a_reload_and_stops(lab, page, shot
     it_stops_at_once(lab, page)
     done = int(tile(page, "prompts").split("/")[0].replace(",", ""))
     assert 0 < done < 1200
+
+
+def test_a_fit_says_that_it_reads_its_rows_and_can_be_held_and_stopped_there(lab, page, shots):
+    open_and_run(lab, page, "job-reading.ipynb", [SETUP, READING])
+
+    def says() -> str:
+        return page.locator(f"{MONITOR} .i-note").inner_text()
+
+    until(lambda: says().startswith("reading rows: "), 120)
+    seen, end = set(), time.monotonic() + 2.0
+    while time.monotonic() < end:
+        seen.add(says())
+        time.sleep(0.05)
+    assert len(seen) >= 4
+    press(page, "Pause")
+    until(lambda: state(page) == "paused")
+    time.sleep(1.0)
+    held = says()
+    page.locator(MONITOR).first.screenshot(path=shots / "job-reading.png")
+    time.sleep(1.0)
+    assert says() == held
+    press(page, "Resume")
+    until(lambda: says() != held)
+    it_stops_at_once(lab, page)
+    assert steps(page) == 0
 
 
 def test_lenses_are_trained_under_the_eyes(lab, page, shots):

@@ -111,7 +111,10 @@ class FitDigest(Digest):
 
     @property
     def stage_says(self) -> str:
-        """A word on the stage under way that has no iterations, or nothing."""
+        """A word on the stage under way that has no iterations, or on a fit that ended in it; or nothing."""
+        if self.stage is None and self.begin is None and self.end is not None:
+            unread = set(self.end.status_counts) == {"not_started"}
+            return "stopped while it read its rows: no pair has started" if unread else ""
         if self.stage is None:
             return ""
         s = self.stage
