@@ -305,6 +305,14 @@ def test_certify_is_the_gradient_on_the_raw_events() -> None:
     assert np.array_equal(some.pairs, pairs)
     np.testing.assert_allclose(some.scaled, everything.scaled[pairs[:, 0], pairs[:, 1]], rtol=1e-9)
     np.testing.assert_allclose(some.grad_b, everything.grad_b[pairs[:, 0], pairs[:, 1]], rtol=1e-9)
+    assert len(everything) == 12
+    assert np.max(everything) == everything.max()
+    np.testing.assert_array_equal(np.max(everything, axis=0), everything.scaled.max(axis=0))
+    np.testing.assert_array_equal(np.abs(some), some.scaled)
+    worst = np.unravel_index(everything.scaled.argmax(), (12, 7))
+    assert repr(everything).endswith(f"{everything.max():.2e}, at latent {worst[0]}, class {worst[1]})")
+    one = probe.certify(x, y, pairs=pairs[1:2])
+    assert repr(one) == f"Certificate(1 pair, largest scaled gradient {one.max():.2e}, at latent 0, class 6)"
     for wrong in ([[12, 0]], [[0, 7]], [[-1, 0]], [0, 1], [[0, 1, 2]]):
         with pytest.raises(ValueError, match="pairs must"):
             probe.certify(x, y, pairs=wrong)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Generator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -25,7 +26,8 @@ __all__ = ["Certificate", "exact_gradient", "make_problem", "polish_pairs"]
 _POLISHED_AT_ONCE = 1 << 18
 
 
-class Certificate(NamedTuple):
+@dataclass(frozen=True, eq=False, repr=False)
+class Certificate:
     """The gradient of the probe's objective on the raw events.
 
     ``np.asarray(certificate)`` is the scaled size, so ``np.max(certificate) <= tol`` reads as it should.
@@ -48,9 +50,26 @@ class Certificate(NamedTuple):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.scaled, dtype=dtype, copy=True if copy is None else copy)
 
-    def max(self) -> float:
-        """Largest scaled gradient."""
-        return float(self.scaled.max(initial=0.0))
+    def __len__(self) -> int:
+        return len(self.scaled)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of `scaled`."""
+        return self.scaled.shape
+
+    def max(self, axis: int | None = None, **how: Any) -> Any:
+        """Largest scaled gradient (0 of no pair), or the largest along an axis, as ``numpy.max`` has it."""
+        return self.scaled.max(axis=axis, **{"initial": 0.0, **how})
+
+    def __repr__(self) -> str:
+        if not self.scaled.size:
+            return "Certificate(of no pair)"
+        at = np.unravel_index(np.argmax(self.scaled), self.shape)
+        latent, cls = at if self.pairs is None else self.pairs[at[0]]
+        of = f"{self.scaled.size:,} pair" + "s" * (self.scaled.size > 1)
+        where = f"latent {latent}, class {cls}"
+        return f"Certificate({of}, largest scaled gradient {self.max():.2e}, at {where})"
 
 
 def make_problem(
