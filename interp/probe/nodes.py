@@ -90,8 +90,8 @@ class Nodes:
             rows = order[start:stop]
             self.buckets.append(self._bucket(rows, offsets, x, m, q, e))
             start = stop
-        # Of each row, bucket by bucket: its number, its bucket, its place there; its nodes with the padding of
-        # a block, and with that of the bucket.
+        # Of each row, bucket by bucket: its number, its bucket, its place there; its nodes with the padding
+        # of a block, and with that of the bucket.
         self.order = order
         sizes = [len(bucket.rows) for bucket in self.buckets]
         self.bucket = np.repeat(np.arange(len(sizes)), sizes)

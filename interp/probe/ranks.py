@@ -67,16 +67,15 @@ class _Scan:
             inside = np.arange(len(event)) - np.repeat(np.cumsum(n_labels) - n_labels, n_labels)
             label = labels.indices[np.repeat(labels.indptr[rows], n_labels) + inside]
             pair = (_event_latent(self.indptr)[event] * n_classes + label).astype(np.int32)
-            self.at = event[_counting_sort(pair, n_pairs)]
+            order, self.own_indptr = _counting_sort(pair, n_pairs)
+            self.at = event[order]
         else:
             own_labels = labels.take(block.indices, mode="clip")
             latent = _event_latent(self.indptr)
             self.value, label = sorted_by_value(latent, block.data, own_labels)
             pair = latent * np.int32(n_classes) + label
-            self.at = _counting_sort(pair, n_pairs)
-        own = np.bincount(pair, minlength=n_pairs)
-        self.own_indptr = np.concatenate([[0], np.cumsum(own)])
-        self.own = own.reshape(n_latents, n_classes)
+            self.at, self.own_indptr = _counting_sort(pair, n_pairs)
+        self.own = np.diff(self.own_indptr).reshape(n_latents, n_classes)
 
     def ranks(self, coef: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """AUROC, average precision and best F1 of every pair.
@@ -105,16 +104,20 @@ class _Scan:
                 result[filled] = ufunc.reduceat(per_incidence, group)
             return result.reshape(shape)
 
-        # Ties share the first and the last place of their run.
-        first, last, own_first, own_last, negative = self._places(group)
+        place, up = self.at.astype(np.float64), coef > 0
+        sum_of_places = gather(np.add, place) + 0.5 * self.own
+        tied, pair, first, last, own_first, own_last = self._ties()
+        if len(tied):
+            between = 0.5 * (first + last) - (place[tied] + 0.5)
+            sum_of_places += np.bincount(pair, between, coef.size).reshape(shape)
         n_negative = own_negative = np.zeros((1, 1))
+        negative = self._negative()
         if negative is not None:
             own_negative = gather(np.add, negative.astype(np.float64))
             n_negative = np.add.reduceat(np.append(self.value < 0, False), self.indptr[:-1], dtype=np.float64)
             n_negative = np.where(np.diff(self.indptr) > 0, n_negative, 0.0)[:, None]
 
         # Rows that score below, summed over the own events: positions, and zeros below the positive ones.
-        sum_of_places = 0.5 * (gather(np.add, first) + gather(np.add, last))
         rank_sum = sum_of_places + self.own * (0.5 - begin) + (self.own - own_negative) * n_zero
         rank_sum += zero_own * (n_negative + 0.5 * (n_zero + 1.0))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -122,14 +125,16 @@ class _Scan:
             auroc = np.where(coef > 0, auroc, 1.0 - auroc)
 
             # Rows at or above an event in score, all and own: counted from the top where the slope is
-            # positive, from the bottom where it is not.
-            up = coef > 0
-            sign = spread(np.where(up, -1.0, 1.0))
-            hits = sign * _either(sign, own_first, own_last)
-            hits += spread(np.where(up, total - zero_own + own_begin, zero_own - own_begin))
-            predicted = sign
-            predicted *= _either(sign, first, last)
-            predicted += spread(np.where(up, n - n_zero + begin, n_zero - begin))
+            # positive, from the bottom where it is not; of ties, all.
+            predicted = spread(np.where(up, -1.0, 1.0))
+            hits = predicted * np.arange(len(place), dtype=np.float64)
+            hits += spread(np.where(up, total - zero_own + own_begin, zero_own - own_begin + 1.0))
+            predicted *= place
+            predicted += spread(np.where(up, n - n_zero + begin, n_zero - begin + 1.0))
+            if len(tied):
+                rising = up.ravel()[pair]
+                hits[tied] += np.where(rising, tied - own_first, own_last - tied - 1)
+                predicted[tied] += np.where(rising, place[tied] - first, last - place[tied] - 1.0)
             if negative is not None:  # zeros lie above a negative value
                 hits += np.where(negative, spread(np.where(up, zero_own, -zero_own)), 0.0)
                 predicted += np.where(negative, spread(np.where(up, n_zero, -n_zero)), 0.0)
@@ -137,7 +142,7 @@ class _Scan:
             predicted_zero = np.where(up, n - n_negative, n_negative + n_zero)
             ap = gather(np.add, hits / predicted)
             ap += np.where(zero_own > 0, zero_own * hits_zero / predicted_zero, 0.0)
-            ap /= total
+            ap = ap / total
             best = np.where(zero_own > 0, 2.0 * hits_zero / (predicted_zero + total), 0.0)
             predicted += spread(total)
             hits /= predicted
@@ -148,37 +153,41 @@ class _Scan:
             ap = np.where(total == 0, np.nan, np.where(constant, total / n, ap))
             return auroc, ap, np.where(constant, 2.0 * total / (n + total), best)
 
-    def _places(self, group: np.ndarray) -> tuple[Any, ...]:
-        """First and last place of each incidence's tie, among the events and among its pair's own."""
+    def _negative(self) -> np.ndarray | None:
+        """Which incidences have negative values; None where no event has one."""
         starts = self.indptr[:-1][np.diff(self.indptr) > 0]
-        first, last = (place[self.at] for place in _tied(self.value, starts))
-        some_negative = bool((self.value[starts] < 0).any())  # each latent's smallest value
-        return first, last, *_tied(first, group), self.value[self.at] < 0 if some_negative else None
+        some = bool((self.value[starts] < 0).any())  # each latent's smallest value
+        return self.value[self.at] < 0 if some else None
+
+    def _ties(self) -> tuple[np.ndarray, ...]:
+        """Incidences of events whose value their latent has more than once: six arrays of int, [n_tied].
+
+        Which they are and of which pair; then where the run of equal values begins and where it ends, among
+        the events, and the same among the incidences of the pair. Most values are alone.
+        """
+        again = np.zeros(len(self.value) + 1, bool)  # continues the run before it
+        np.equal(self.value[1:], self.value[:-1], out=again[1:-1])
+        again[self.indptr[:-1]] = False
+        several = again[:-1] | again[1:]
+        tied = np.flatnonzero(several.take(self.at, mode="clip"))
+        events = np.flatnonzero(several)
+        first, last = _bounds(events, again[events])
+        number = np.empty(len(several), np.int32)
+        number[events] = np.arange(len(events))
+        number = number[self.at[tied]]
+        first, last = first[number], last[number]
+        pair = np.repeat(np.arange(self.own.size, dtype=np.int32), self.own.ravel())[tied]
+        own_again = np.zeros(len(tied), bool)
+        own_again[1:] = (first[1:] == first[:-1]) & (pair[1:] == pair[:-1])
+        return tied, pair, first, last, *_bounds(tied, own_again)
 
 
-def _either(sign: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """`first` where `sign` is negative, else `last`."""
-    return np.where(sign < 0, first, last)
-
-
-def _tied(value: np.ndarray, breaks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First place, and place after the last, of the run of equal values around each position; float64.
-
-    A new run begins at each of `breaks` at least. Most values are alone, so only the others are looked at.
-    """
-    first = np.arange(len(value), dtype=np.float64)
-    last = first + 1.0
-    again = np.zeros(len(value), bool)
-    np.equal(value[1:], value[:-1], out=again[1:])
-    again[breaks] = False
-    more = np.flatnonzero(again)  # positions that go on with the run before them
-    if len(more):
-        run = np.cumsum(np.diff(more, prepend=-1) > 1) - 1  # numbers of the runs of more than one
-        sizes = np.bincount(run)
-        begin = more[np.cumsum(sizes) - sizes] - 1
-        end = (begin + sizes + 1).astype(np.float64)
-        first[more], last[more], last[begin] = begin[run], end[run], end
-    return first, last
+def _bounds(position: np.ndarray, again: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the run of each position begins and ends; runs are consecutive, `again` continues one."""
+    starts = np.flatnonzero(~again)
+    sizes = np.diff(starts, append=len(position))
+    begin = position[starts]
+    return np.repeat(begin, sizes), np.repeat(begin + sizes, sizes)
 
 
 def _event_latent(indptr: np.ndarray) -> np.ndarray:
@@ -186,8 +195,9 @@ def _event_latent(indptr: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(len(indptr) - 1, dtype=np.int32), np.diff(indptr))
 
 
-def _counting_sort(key: np.ndarray, n_keys: int) -> np.ndarray:
-    """Stable order of integer keys below `n_keys`, in linear time."""
+def _counting_sort(key: np.ndarray, n_keys: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stable order of integer keys below `n_keys`, in linear time, and where each key's part begins."""
     position = np.arange(len(key), dtype=np.int32)
     indptr = np.array([0, len(key)], np.int32)
-    return sp.csr_array((position, key, indptr), shape=(1, n_keys)).tocsc().data
+    by_key = sp.csr_array((position, key, indptr), shape=(1, n_keys)).tocsc()
+    return by_key.data, by_key.indptr.astype(np.int64)
