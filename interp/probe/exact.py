@@ -58,9 +58,21 @@ class Certificate:
         """That of `scaled`."""
         return self.scaled.shape
 
-    def max(self, axis: int | None = None, **how: Any) -> Any:
-        """Largest scaled gradient (0 of no pair), or the largest along an axis, as ``numpy.max`` has it."""
-        return self.scaled.max(axis=axis, **{"initial": 0.0, **how})
+    def max(self, axis: int | None = None, out: None = None) -> Any:
+        """Largest scaled gradient; 0 of no pair.
+
+        Parameters
+        ----------
+        axis : int, optional
+            The largest along it, as ``numpy.max`` has it, which calls this.
+        out : None
+            As ``numpy.max`` passes it.
+
+        Returns
+        -------
+        float or ndarray of float64
+        """
+        return self.scaled.max(axis=axis, out=out, initial=0.0)
 
     def __repr__(self) -> str:
         if not self.scaled.size:

@@ -445,7 +445,28 @@ def polish(
     device: torch.device,
     listening: bool,
 ) -> Steps:
-    """Finish the pairs marked ``needs_polish`` on the raw events, in place; those that a stop leaves stay."""
+    """Finish the pairs marked ``needs_polish`` on the raw events, in place; those that a stop leaves stay.
+
+    Parameters
+    ----------
+    fitted : Fitted
+    x, y : as in `Sparse1DProbe.fit`
+        The rows of the summary.
+    summary : LatentSummary
+    rules : Rules
+    device : torch.device
+    listening : bool
+        Whether to yield events.
+
+    Yields
+    ------
+    StageStep
+
+    Returns
+    -------
+    bool
+        Whether it was stopped.
+    """
     n_pairs = fitted.n_inexact
     if not n_pairs:
         return False
@@ -473,9 +494,27 @@ def _finishing(
 
 
 def stage(name: str, total: int, progress: Progress, listening: bool) -> Steps:
-    """A stage without iterations, from what it has `done` and the events that took, again and again.
+    """Go through a stage without iterations, telling how far it is.
 
-    Yields a `StageStep` five times a second if somebody is `listening`; returns whether it was stopped.
+    Parameters
+    ----------
+    name : str
+        As `StageStep` has it.
+    total : int
+        Rows or pairs that there are; 0 where that is not known.
+    progress : generator of (int, int)
+        Does the work: yields how much it has done since it last did, and of how many events. A stop closes it.
+    listening : bool
+        Whether to yield events, five times a second.
+
+    Yields
+    ------
+    StageStep
+
+    Returns
+    -------
+    bool
+        Whether it was stopped.
     """
     began = looked = time.perf_counter()
     done = n_events = 0
