@@ -231,6 +231,10 @@ def n_rows(x: Any, y: Any = None) -> int:
     Parameters
     ----------
     x, y : as for `shards`
+
+    Returns
+    -------
+    int
     """
     if y is not None:
         return int(x.shape[0])

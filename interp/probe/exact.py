@@ -70,7 +70,7 @@ class Certificate:
 
         Returns
         -------
-        float or ndarray of float64
+        float, or ndarray of float64, shape of `scaled` without `axis`
         """
         return self.scaled.max(axis=axis, out=out, initial=0.0)
 

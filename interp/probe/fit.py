@@ -503,7 +503,7 @@ def stage(name: str, total: int, progress: Progress, listening: bool) -> Steps:
     total : int
         Rows or pairs that there are; 0 where that is not known.
     progress : generator of (int, int)
-        Does the work: yields how much it has done since it last did, and of how many events. A stop closes it.
+        Does the work: yields how much it has just done, and of how many events. A stop closes it.
     listening : bool
         Whether to yield events, five times a second.
 
