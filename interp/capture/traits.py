@@ -350,6 +350,7 @@ class TraitVectors(Mapping[str, Trait]):
                 parts = ((k.rpartition("/"), v) for k, v in tensors.items())  # a name may hold a slash
                 mine = {site: v for (name_of, _, site), v in parts if name_of == t["name"]}
                 traits.append(Trait(**t, vectors=mine))
+            found = cls(traits, content["model"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{about} is not what `save` wrote ({error}): fit again") from error
         if model is not None and fingerprint != model.fingerprint:
@@ -357,7 +358,7 @@ class TraitVectors(Mapping[str, Trait]):
                 f"the trait vectors at {path} belong to {name} ({fingerprint}), not to {model.name} "
                 f"({model.fingerprint}): fit them again"
             )
-        return cls(traits, content["model"])
+        return found
 
 
 def _is_ours(weights: Path) -> bool:
