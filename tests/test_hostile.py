@@ -417,6 +417,18 @@ def test_trait_vectors_that_were_edited(trait_path: Path, data: Any) -> None:
     assert traits is not None or str(trait_path) in why
 
 
+@pytest.mark.parametrize("name", [[], {}, None, "another"])
+def test_a_trait_whose_name_is_none_is_refused(trait_path: Path, name: Any) -> None:
+    file = trait_path.with_name("t.json")
+    content, before = read_json(file), file.read_bytes()
+    try:
+        write_json(file, {**content, "traits": [{**content["traits"][0], "name": name}]})
+        with pytest.raises(ValueError, match="is not what `save` wrote"):
+            TraitVectors.load(trait_path)
+    finally:
+        file.write_bytes(before)
+
+
 def _sealable(content: Any) -> Any:
     """As a file holds it: text that UTF-8 can hold."""
     return json.loads(json.dumps(content).replace("\\ud800", "?"))

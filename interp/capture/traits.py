@@ -349,6 +349,8 @@ class TraitVectors(Mapping[str, Trait]):
             for t in content["traits"]:
                 parts = ((k.rpartition("/"), v) for k, v in tensors.items())  # a name may hold a slash
                 mine = {site: v for (name_of, _, site), v in parts if name_of == t["name"]}
+                if t["site"] not in mine:
+                    raise KeyError(f"no vector of {t['name']!r} at {t['site']!r}")
                 traits.append(Trait(**t, vectors=mine))
             found = cls(traits, content["model"])
         except (KeyError, TypeError) as error:
