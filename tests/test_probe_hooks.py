@@ -64,7 +64,7 @@ def test_the_course_of_a_fit(method: str) -> None:
 def test_the_loss_of_an_event_is_that_of_its_pairs(monkeypatch: pytest.MonkeyPatch, at_most: int) -> None:
     monkeypatch.setattr(fit, "_LOSS_PAIRS", at_most)
     monkeypatch.setattr(fit, "_LOSS_SHARE", math.inf)
-    monkeypatch.setattr(fit, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(fit, "LOOK_EVERY", 0.0)
     x, y = problem(1)
     probe = Sparse1DProbe(max_iter=2, class_slab_size=7)
     last = [e for e in events_of(probe, x, y) if e.kind == "IterationEnd"][-1]
@@ -115,11 +115,11 @@ def test_a_loss_is_told_as_often_as_it_may_cost(monkeypatch: pytest.MonkeyPatch)
         return [math.isfinite(e.loss_mean) and math.isfinite(e.loss_max) for e in steps]
 
     monkeypatch.setattr(fit, "_LOSS_SHARE", math.inf)
-    monkeypatch.setattr(fit, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(fit, "LOOK_EVERY", 0.0)
     assert all(told())
-    monkeypatch.setattr(fit, "_LOOK_EVERY", 1000.0)
+    monkeypatch.setattr(fit, "LOOK_EVERY", 1000.0)
     assert sum(told()) == 1
-    monkeypatch.setattr(fit, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(fit, "LOOK_EVERY", 0.0)
     monkeypatch.setattr(fit, "_LOSS_SHARE", 0.1)
     clock = itertools.count()  # every look at it a second later: a loss takes one
     monkeypatch.setattr(fit.time, "process_time", lambda: float(next(clock)))

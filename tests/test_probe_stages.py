@@ -15,7 +15,7 @@ from probe_data import check_exact, problem
 from interp import events as ev
 from interp import run
 from interp.events import FitBegin, FitEnd, IterationEnd, StageStep
-from interp.probe import LatentSummary, Sparse1DProbe, exact, fit, summary
+from interp.probe import LatentSummary, Sparse1DProbe, exact, stages, summary
 from interp.probe.slab import Rules
 
 N_CLASSES = 2
@@ -24,7 +24,7 @@ N_CLASSES = 2
 @pytest.fixture
 def every_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every batch of rows is a part, every latent a group, and each is told."""
-    monkeypatch.setattr(fit, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(stages, "LOOK_EVERY", 0.0)
     monkeypatch.setattr(summary, "_AT_ONCE", 1)
     monkeypatch.setattr(exact, "_POLISHED_AT_ONCE", 1)
 

@@ -20,10 +20,12 @@ from interp.probe.confusion import Confusion
 from interp.probe.data import can_iterate_again, n_rows, shards
 from interp.probe.exact import Certificate
 from interp.probe.files import read_safetensors, write_metrics_npz, write_safetensors
-from interp.probe.fit import Fit, Fitted, Steps, polish, stage
+from interp.probe.fit import Fit
+from interp.probe.fitted import Fitted
 from interp.probe.metrics import ProbeMetrics
 from interp.probe.sizes import place
 from interp.probe.slab import Rules
+from interp.probe.stages import Steps, polish, stage
 from interp.probe.step import STATUS
 from interp.probe.summary import LatentSummary
 

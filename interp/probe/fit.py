@@ -5,136 +5,34 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator
-from contextlib import closing
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from interp.events import (
-    Event,
-    FitBegin,
-    FitEnd,
-    IterationEnd,
-    SlabBegin,
-    SlabEnd,
-    StageStep,
-    bar,
-    rss_bytes,
-)
+from interp.events import Event, FitBegin, IterationEnd, SlabBegin, SlabEnd, bar, rss_bytes
 from interp.probe import data, exact
 from interp.probe.exact import make_problem
+from interp.probe.fitted import Fitted, mark_absent, mark_separable
 from interp.probe.nodes import Nodes
 from interp.probe.sizes import auto_sizes
 from interp.probe.slab import Iteration, Part, Problem, Rules, Slab
-from interp.probe.step import (
-    ABSENT_CLASS,
-    CONVERGED,
-    DEAD,
-    NEEDS_POLISH,
-    NOT_STARTED,
-    SEPARABLE,
-    STATUS,
-)
+from interp.probe.stages import LOOK_EVERY, Steps, polish
+from interp.probe.step import CONVERGED, NEEDS_POLISH, NOT_STARTED, SEPARABLE, STATUS
 from interp.probe.summary import LatentSummary
 from interp.threads import n_threads, shared
 
-__all__ = ["Fit", "Fitted", "polish", "stage"]
+__all__ = ["Fit"]
 
 #: Scaled gradient to which a float32 stage is trusted.
 _FLOAT32_TOL = 1e-4
 #: Share of the fit's processor time that the loss of `IterationEnd` may cost, and pairs that it is taken of.
 _LOSS_SHARE, _LOSS_PAIRS = 0.005, 1 << 9
-#: Seconds between two looks at what costs, the loss and the memory: a little less than between two frames.
-_LOOK_EVERY = 0.2
-#: Seconds that a stage without iterations takes before it shows a bar.
-_BAR_AFTER = 1.0
 #: Iterations between looks at whether the rule can bring the pairs still active any further.
 _HAND_OVER_EVERY = 10
 
 #: Fewest and most latents of a part on the CPU: enough to hide Python, few enough for the cache.
 _PART = (384, 2048)
-
-Steps = Generator[Event, bool | None, bool]
-#: Yields how much a stage has done since it last did, in its own unit and in events.
-Progress = Generator[tuple[int, int], None, None]
-
-
-@dataclass
-class Fitted:
-    """What a fit has found so far; arrays of shape ``[n_latents, n_classes]``, valid at any time."""
-
-    coef: np.ndarray
-    intercept: np.ndarray
-    n_iter: np.ndarray
-    n_fail: np.ndarray
-    lam: np.ndarray
-    codes: np.ndarray
-    class_counts: np.ndarray
-    n_rows: int
-    loss: np.ndarray | None = None
-    history: list[IterationEnd] = field(default_factory=list)
-
-    @classmethod
-    def unstarted(cls, summary: LatentSummary, lam_init: float) -> Fitted:
-        """Zero slopes, and intercepts at the classes' prevalences."""
-        shape = summary.n_latents, summary.n_classes
-        prior = np.clip(summary.class_counts / max(1, summary.n_rows), 1e-8, 1.0 - 1e-8)
-        codes = np.zeros(shape, np.int8)
-        codes[summary.n_events == 0] = DEAD
-        return cls(
-            coef=np.zeros(shape),
-            intercept=np.tile(np.log(prior) - np.log1p(-prior), (shape[0], 1)),
-            n_iter=np.zeros(shape, np.int32),
-            n_fail=np.zeros(shape, np.int32),
-            lam=np.full(shape, float(lam_init)),
-            codes=codes,
-            class_counts=summary.class_counts.copy(),
-            n_rows=summary.n_rows,
-        )
-
-    def status_counts(self) -> dict[str, int]:
-        """How many pairs have each status."""
-        codes, counts = np.unique(self.codes, return_counts=True)
-        return {STATUS[c]: int(n) for c, n in zip(codes, counts, strict=True)}
-
-    def end(self, began: float, stages: dict[str, float], n_polished: int, stopped: bool) -> FitEnd:
-        """The event that ends a fit that `began` then."""
-        return FitEnd(
-            n_pairs=self.coef.size,
-            n_fail=int(self.n_fail.sum()),
-            n_polished=n_polished,
-            status_counts=self.status_counts(),
-            seconds=time.perf_counter() - began,
-            stage_seconds=stages,
-            stopped=stopped,
-        )
-
-    @property
-    def n_inexact(self) -> int:
-        """Pairs that are to be finished on the raw events."""
-        return int(np.count_nonzero(self.codes == NEEDS_POLISH))
-
-    def write(self, part: Part, latents: np.ndarray, classes: np.ndarray, keep: np.ndarray | None) -> None:
-        """Copy the state of a part, except for the pairs in the mask `keep`."""
-        at = np.ix_(latents, classes)
-        q = part.problem.q.double().cpu().numpy()[:, None]
-        new = {
-            "coef": _array(part, part.w) / q,
-            "intercept": _array(part, part.b),
-            "n_iter": _array(part, part.n_iter),
-            "n_fail": _array(part, part.n_fail),
-            "lam": _array(part, part.lam),
-            "codes": _array(part, part.status),
-        }
-        for name, value in new.items():
-            whole = getattr(self, name)
-            whole[at] = value if keep is None else np.where(keep, whole[at], value)
-
-
-def _array(part: Part, t: torch.Tensor) -> np.ndarray:
-    return t.cpu().numpy().reshape(part.shape)
 
 
 class _Level(NamedTuple):
@@ -323,7 +221,7 @@ class Fit:
         band, grad_max, loss = (nan, nan, nan, nan, nan), nan, (nan, nan)
         if self._listening:
             band, grad_max = slab.active_extremes()
-            if (now := time.perf_counter()) - self._looked >= _LOOK_EVERY:
+            if (now := time.perf_counter()) - self._looked >= LOOK_EVERY:
                 self._looked, self._bytes, loss = now, rss_bytes(), self._loss(slab)
         return IterationEnd(
             **where,
@@ -408,132 +306,3 @@ class Fit:
 
         list(shared(write, zip(slab.parts, self._parts, strict=True), slab.threads))
         mark_absent(self.fitted)
-
-
-def mark_separable(part: Part) -> None:
-    """Tell the converged pairs whose optimum exists only because of the ridge.
-
-    Two proofs: no event of the (one-signed) latent belongs to the class, so that w → ∓∞ only ever helps;
-    or the total loss is below log 2, so that each row's is, and every row is classified correctly.
-    The total of σ' is below the total loss, which spares most pairs the logarithms.
-    """
-    done = part.status == CONVERGED
-    problem = part.problem
-    one_signed = (problem.x_low >= 0) | (problem.x_high <= 0)
-    no_event = one_signed[part.row] & (part.label_sum == 0)
-    data_curvature = (part.h[0] - part.rules.ridge) * problem.n
-    maybe = torch.nonzero(done & ~no_event & (data_curvature < np.log(2.0))).squeeze(1)
-    part.status[done & no_event] = SEPARABLE
-    if len(maybe):
-        part.status[maybe[part.losses(maybe) * problem.n < np.log(2.0)]] = SEPARABLE
-
-
-def mark_absent(fitted: Fitted) -> None:
-    """Classes without a row: solved like the others, but nothing was learnt."""
-    absent = fitted.class_counts == 0
-    codes = fitted.codes[:, absent]
-    codes[np.isin(codes, (CONVERGED, SEPARABLE, NEEDS_POLISH))] = ABSENT_CLASS
-    fitted.codes[:, absent] = codes
-
-
-def polish(
-    fitted: Fitted,
-    x: Any,
-    y: Any,
-    summary: LatentSummary,
-    rules: Rules,
-    device: torch.device,
-    listening: bool,
-) -> Steps:
-    """Finish the pairs marked ``needs_polish`` on the raw events, in place; those that a stop leaves stay.
-
-    Parameters
-    ----------
-    fitted : Fitted
-    x, y : as in `Sparse1DProbe.fit`
-        The rows of the summary.
-    summary : LatentSummary
-    rules : Rules
-    device : torch.device
-    listening : bool
-        Whether to yield events.
-
-    Yields
-    ------
-    StageStep
-
-    Returns
-    -------
-    bool
-        Whether it was stopped.
-    """
-    n_pairs = fitted.n_inexact
-    if not n_pairs:
-        return False
-    finishing = _finishing(fitted, x, y, summary, rules, device)
-    return (yield from stage("polish", n_pairs, finishing, listening))
-
-
-def _finishing(
-    fitted: Fitted, x: Any, y: Any, summary: LatentSummary, rules: Rules, device: torch.device
-) -> Progress:
-    """`polish` without its events: pairs and events of each group that is finished."""
-    if device.type == "mps":
-        device = torch.device("cpu")  # float64 is the point of it
-    pairs = fitted.codes == NEEDS_POLISH
-    groups = exact.polish_pairs(x, y, summary, pairs, fitted.coef, fitted.intercept, rules, device)
-    with closing(groups):
-        for latents, classes, chosen, part in groups:
-            at = np.ix_(latents, classes)
-            n_iter, n_fail = fitted.n_iter[at], fitted.n_fail[at]
-            mark_separable(part)
-            fitted.write(part, latents, classes, keep=~chosen)
-            fitted.n_iter[at] += np.where(chosen, n_iter, 0)
-            fitted.n_fail[at] += np.where(chosen, n_fail, 0)
-            yield int(chosen.sum()), part.nodes.n_nodes
-
-
-def stage(name: str, total: int, progress: Progress, listening: bool) -> Steps:
-    """Go through a stage without iterations, telling how far it is.
-
-    Parameters
-    ----------
-    name : str
-        As `StageStep` has it.
-    total : int
-        Rows or pairs that there are; 0 where that is not known.
-    progress : generator of (int, int)
-        Does the work: yields how much it has just done, and of how many events. A stop closes it.
-    listening : bool
-        Whether to yield events, five times a second.
-
-    Yields
-    ------
-    StageStep
-
-    Returns
-    -------
-    bool
-        Whether it was stopped.
-    """
-    began = looked = time.perf_counter()
-    done = n_events = 0
-    unit = "row" if name == "summary" else "pair"
-    with bar(total or None, f"probe, {name}", unit, delay=_BAR_AFTER) as shown:
-        for n, events in progress:
-            done, n_events = done + n, n_events + events
-            shown.update(n)
-            if listening and time.perf_counter() - looked >= _LOOK_EVERY:
-                stopped = yield StageStep(
-                    stage=name,
-                    done=done,
-                    total=total,
-                    n_events=n_events,
-                    seconds=time.perf_counter() - began,
-                    bytes_resident=rss_bytes(),
-                )
-                if stopped:
-                    progress.close()
-                    return True
-                looked = time.perf_counter()
-    return False

@@ -18,25 +18,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from interp.probe.bins import MANTISSA_BITS, PER_OCTAVE, Bins, gauss_nodes, key_of
 from interp.probe.data import Shard, check_shard, latent_blocks, stack_labels
 from interp.probe.files import read_safetensors, write_safetensors
 from interp.threads import n_threads, shared
 
 __all__ = ["LatentSummary", "NodeBlock"]
 
-#: Bins per octave is 2**_MANTISSA_BITS.
-_MANTISSA_BITS = 4
-_PER_OCTAVE = 1 << _MANTISSA_BITS
-#: Key of the bin that starts at 2**-126, the smallest normal float32; smaller values join it.
-_LOWEST = _PER_OCTAVE
 #: Events whose bins are filled at a time, in all and of each part: few enough to stay near the cache, and so
 #: many that two threads seldom wait for Python's lock.
 _CHUNK, _OF_PART = 1 << 18, 1 << 17
 #: Events per latent that are added at a time, several times as many as it has bins (which all are added), and
 #: events in all.
 _PER_LATENT, _AT_ONCE = 1024, 1 << 25
-#: Below this variance (in squared bin widths) a bin is one point: what differs is rounding.
-_FLAT = 1e-12
 #: Latents whose nodes are made at a time, so that the work stays in the cache.
 _GROUP = 64
 _FORMAT, _VERSION = "interp.LatentSummary", 1
@@ -60,67 +54,6 @@ class NodeBlock(NamedTuple):
     x: np.ndarray
     m: np.ndarray
     e: np.ndarray
-
-
-class _Bins:
-    """Moments of the values of one sign: ``table[latent, moment, key − low]``, float64."""
-
-    def __init__(self, n_latents: int) -> None:
-        self.n_latents = n_latents
-        self.low = 0
-        self.table = np.zeros((n_latents, 4, 0))
-
-    def cover(self, low: int, high: int) -> None:
-        """Make room for the keys `low` … `high`, an octave to spare at either end."""
-        width = self.table.shape[2]
-        if width and low >= self.low and high < self.low + width:
-            return
-        new_low, new_high = max(low - _PER_OCTAVE, _LOWEST), high + 1 + _PER_OCTAVE
-        if width:
-            new_low, new_high = min(new_low, self.low), max(new_high, self.low + width)
-        table = np.zeros((self.n_latents, 4, new_high - new_low))
-        if width:
-            at = self.low - new_low
-            table[:, :, at : at + width] = self.table
-        self.low, self.table = new_low, table
-
-    def fill(self, start: int, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Add positive values, those of latent ``start + i`` at ``indptr[i]`` of each part (indptr, values).
-
-        Values and keys of a latent are, as they stand, a row of a CSR matrix [latent, bin] whose
-        duplicates are to be summed: SciPy does that in 0.5 ns each. Parts are added up in the cache first.
-        """
-        width, sums = self.table.shape[2], None
-        for indptr, magnitude in parts:
-            bits, shift, bias = _bits(magnitude)
-            key = (bits >> shift).astype(np.int32)
-            key -= self.low + bias
-            u = (bits & ((1 << shift) - 1)) * 2.0**-shift
-            power = np.ones_like(u)
-            cells = sp.csr_array((power, key, indptr), shape=(len(indptr) - 1, width))
-            if sums is None:
-                sums = np.zeros((4, len(indptr) - 1, width))
-            for moment in sums:
-                moment += cells.toarray()
-                power *= u
-        if sums is not None:
-            self.table[start : start + sums.shape[1]] += sums.transpose(1, 0, 2)
-
-
-def _bits(magnitude: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Integer bits of positive floats, the shift that leaves the bin key, and the key's bias."""
-    if magnitude.dtype == np.float32:
-        bits = magnitude.view(np.int32)
-        return np.maximum(bits, np.int32(1 << 23)), 23 - _MANTISSA_BITS, 0
-    bits = magnitude.view(np.int64)
-    bias = (1023 - 127) * _PER_OCTAVE  # so that a value has the same key in either precision
-    lowest = np.int64(np.float64(2.0**-126).view(np.int64))
-    return np.maximum(bits, lowest), 52 - _MANTISSA_BITS, bias
-
-
-def _key(value: float, dtype: np.dtype) -> int:
-    bits, shift, bias = _bits(np.array([value], dtype))
-    return int(bits[0] >> shift) - bias
 
 
 class LatentSummary:
@@ -165,7 +98,7 @@ class LatentSummary:
         self.n_events = np.zeros(self.n_latents, np.int64)
         self.class_counts = np.zeros(n_classes or 0, np.int64)
         self.label_sums = np.zeros((self.n_latents, n_classes or 0))
-        self._bins = {+1: _Bins(self.n_latents), -1: _Bins(self.n_latents)}
+        self._bins = {+1: Bins(self.n_latents), -1: Bins(self.n_latents)}
 
     @property
     def n_classes(self) -> int:
@@ -345,7 +278,7 @@ class LatentSummary:
             else:
                 of_sign = np.abs(values[values * sign > 0])
                 smallest, largest = of_sign.min(), of_sign.max()
-            self._bins[sign].cover(_key(smallest, values.dtype), _key(largest, values.dtype))
+            self._bins[sign].cover(key_of(smallest, values.dtype), key_of(largest, values.dtype))
 
     def merge(self, other: LatentSummary) -> LatentSummary:
         """Add another summary to this one; associative and commutative up to rounding.
@@ -399,9 +332,9 @@ class LatentSummary:
             width = bins.table.shape[2]
             if not width:
                 continue
-            octave, step = np.divmod(np.arange(width) + bins.low, _PER_OCTAVE)
-            unit = np.ldexp(1.0 / _PER_OCTAVE, octave - 127)
-            left = sign * unit * (_PER_OCTAVE + step)  # x = left + sign·unit·u within the bin
+            octave, step = np.divmod(np.arange(width) + bins.low, PER_OCTAVE)
+            unit = np.ldexp(1.0 / PER_OCTAVE, octave - 127)
+            left = sign * unit * (PER_OCTAVE + step)  # x = left + sign·unit·u within the bin
             m0, m1, m2 = (bins.table[:, k, :] for k in range(3))
             moments[:, 0] += m0.sum(axis=1)
             moments[:, 1] += m0 @ left + m1 @ (sign * unit)
@@ -434,7 +367,7 @@ class LatentSummary:
         """
         stop = self.n_latents if stop is None else stop
         groups = [
-            _gauss_nodes(self._bins, first, min(first + _GROUP, stop)) for first in range(start, stop, _GROUP)
+            gauss_nodes(self._bins, first, min(first + _GROUP, stop)) for first in range(start, stop, _GROUP)
         ]
         counts, x, m, e = (np.concatenate(parts) for parts in zip(*groups, strict=True))
         return NodeBlock(np.concatenate([[0], np.cumsum(counts)]), x, m, e)
@@ -451,7 +384,7 @@ class LatentSummary:
         meta = {
             "n_rows": self.n_rows,
             "fixed_classes": self._fixed_classes,
-            "mantissa_bits": _MANTISSA_BITS,
+            "mantissa_bits": MANTISSA_BITS,
         }
         for name, bins in (("positive", self._bins[+1]), ("negative", self._bins[-1])):
             latent, key = np.nonzero(bins.table[:, 0, :])
@@ -478,8 +411,8 @@ class LatentSummary:
             If the file is missing, damaged, or of another kind or version.
         """
         meta, tensors = read_safetensors(path, _FORMAT, _VERSION)
-        if meta["mantissa_bits"] != _MANTISSA_BITS:
-            raise ValueError(f"{path} has 2^{meta['mantissa_bits']} bins per octave, expected {_PER_OCTAVE}")
+        if meta["mantissa_bits"] != MANTISSA_BITS:
+            raise ValueError(f"{path} has 2^{meta['mantissa_bits']} bins per octave, expected {PER_OCTAVE}")
         summary = cls(len(tensors["n_events"]), meta["fixed_classes"])
         summary.n_rows = meta["n_rows"]
         summary.n_events = tensors["n_events"]
@@ -491,44 +424,6 @@ class LatentSummary:
                 bins.cover(int(key.min()), int(key.max()))
                 bins.table[tensors[f"{name}.latent"], :, key - bins.low] = tensors[f"{name}.moments"]
         return summary
-
-
-def _gauss_nodes(bins: dict[int, _Bins], start: int, stop: int) -> tuple[np.ndarray, ...]:
-    """Node counts of some latents, and their nodes' x, m and e, latent by latent."""
-    parts = [_gauss(bins[sign], sign, start, stop) for sign in (-1, +1) if bins[sign].table.shape[2]]
-    if not parts:
-        return np.zeros(stop - start, np.int64), np.zeros(0), np.zeros(0), np.zeros(0)
-    latent, x, m, e = (np.concatenate(p) for p in zip(*parts, strict=True))
-    order = np.argsort(latent, kind="stable")
-    return np.bincount(latent, minlength=stop - start), x[order], m[order], e[order]
-
-
-def _gauss(bins: _Bins, sign: int, start: int, stop: int) -> tuple[np.ndarray, ...]:
-    """Latent (from `start`), x, m and e of the 2-point rule of every occupied bin."""
-    table = bins.table[start:stop]
-    latent, key = np.nonzero(table[:, 0, :])
-    m0, m1, m2, m3 = (table[:, moment, :][latent, key] for moment in range(4))
-    mean = m1 / m0
-    variance = m2 / m0 - mean**2
-    third = m3 / m0 - mean * (3.0 * m2 / m0 - 2.0 * mean**2)
-    flat = (variance < _FLAT) | (m0 == 1)
-    variance = np.where(flat, 1.0, variance)
-    skew = np.where(flat, 0.0, third) / variance
-    # The root of larger size first, the other from their product −v: no cancellation.
-    root = 0.5 * (skew + np.copysign(np.sqrt(skew**2 + 4.0 * variance), skew))
-    other = -variance / root
-    left, right = np.minimum(root, other), np.maximum(root, other)
-    share = np.where(flat, 1.0, right / (right - left))
-    octave, step = np.divmod(key + bins.low, _PER_OCTAVE)
-    scale = np.ldexp(1.0, octave - 127)
-    half = scale / (2 * _PER_OCTAVE)
-    error = np.where(flat | (m0 <= 2), 0.0, half**4 / 96.0)
-    u = np.concatenate([np.where(flat, mean, mean + left), mean + right])
-    m = np.concatenate([m0 * share, m0 * (1.0 - share)])
-    real = m > 0  # the second node of a flat bin has no weight
-    latent, scale, step, error = (np.tile(a, 2)[real] for a in (latent, scale, step, error))
-    x = sign * scale * (1.0 + (step + np.clip(u[real], 0.0, 1.0)) / _PER_OCTAVE)
-    return latent, x, m[real], m[real] * error
 
 
 def _batches(shards: Iterable[Shard], n_latents: int, rows: int | None) -> Iterator[tuple[list[Shard]]]:
