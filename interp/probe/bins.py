@@ -1,4 +1,4 @@
-"""Bins that follow the bits of a float, moments of the values in them, and the Gauss rules that these make."""
+"""Bins that follow the bits of a float, moments of the values in them, and the Gauss rules these make."""
 
 from __future__ import annotations
 
