@@ -235,14 +235,17 @@ def sorted_by_value(
         order = np.lexsort((value, latent))
         return value[order], label[order]
     bits = single.view(np.uint32)
-    signed = bool((bits >> 31).any())
+    signed = bool(bits.max() >> 31)
     if signed:  # make the bits of floats sort as the floats do
         bits = np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
-    word = latent.astype(np.uint64) << np.uint64(48)
-    word |= bits.astype(np.uint64) << np.uint64(16)
+    word = np.left_shift(latent, 32, dtype=np.uint64, casting="unsafe")
+    word |= bits
+    word <<= np.uint64(16)
     word |= label.astype(np.uint16)
     word.sort()
-    bits = (word >> np.uint64(16)).astype(np.uint32)
+    label = word.astype(np.uint16).astype(np.int32)
+    word >>= np.uint64(16)
+    bits = word.astype(np.uint32)
     if signed:
         bits = np.where(bits >> 31 == 1, bits & np.uint32(0x7FFFFFFF), ~bits)
-    return bits.view(np.float32), word.astype(np.uint16).astype(np.int32)
+    return bits.view(np.float32), label

@@ -409,6 +409,6 @@ def softplus_(z: Tensor) -> Tensor:
     In float64 as it stands: 1 + e^z is rounded, and the error in the logarithm is at most 1e-16, of a sum
     with terms of all sizes. Torch's own softplus is exact to the last bit, and twice as slow.
     """
-    if z.dtype == torch.float64 and bool(z.max() < 700.0):  # beyond, e^z overflows
+    if z.dtype == torch.float64 and bool(z.amax() < 700.0):  # beyond, e^z overflows
         return z.exp_().add_(1.0).log_()
     return torch._C._nn.softplus(z, 1.0, 60.0)
