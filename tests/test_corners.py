@@ -1,4 +1,4 @@
-"""Corners: lines that no other test reaches, and slips that once were taken in silence."""
+"""Corners of captures, autoencoders and demos: lines no other test reaches, slips once taken in silence."""
 
 from __future__ import annotations
 
@@ -6,54 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lens_world
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 from capture_zoo import sequences, zoo
-from probe_data import separable
-from probe_reference import dense, loss
 
 from interp import cluster, tiny
-from interp.capture import Activations, capture, load_model, steer, wrap
+from interp.capture import Activations, capture, load_model, steer
 from interp.capture.measure import measure
 from interp.capture.plan import run_plan
 from interp.capture.prompts import Prompt
-from interp.capture.store import StoredShard
+from interp.capture.store import Folder, StoredShard
 from interp.capture.traits import ContrastSet, Trait, TraitVectors
 from interp.demo import demo
 from interp.device import pick_device
 from interp.events import CaptureBegin
-from interp.lens import ConceptPack, Lenses, LensMismatch, train_lenses
-from interp.lens.bank import Bank
-from interp.lens.leakage import LeakageError, audit
-from interp.lens.samples import Sample
-from interp.probe.losses import exact_losses, losses
-from interp.probe.summary import LatentSummary
+from interp.lens import Lenses
 from interp.sae import SAE
 from interp.tiny import train as train_tiny
-
-# --------------------------------------------------------------------------------------- probes
-
-
-def test_losses_that_the_nodes_cannot_tell_are_taken_from_the_events() -> None:
-    x, y = separable(0.02)
-    coef, intercept = np.array([[-400.0, 400.0]]), np.array([[404.0, -404.0]])
-    full, positive = dense(x, y, 2)
-    wanted = [[loss(full[:, 0], positive[:, c], intercept[0, c], coef[0, c]) for c in range(2)]]
-    by_nodes, bound = losses(LatentSummary(1, 2).add(x, y), coef, intercept)
-    assert (np.abs(by_nodes - wanted) > 1e-6 * np.abs(wanted)).all()
-    assert (np.abs(by_nodes - wanted) <= bound).all()
-    np.testing.assert_allclose(exact_losses(x, y, coef, intercept), wanted, rtol=1e-8)
-
-
-def test_there_is_no_loss_of_no_rows() -> None:
-    with pytest.raises(ValueError, match="no labelled row"):
-        exact_losses(sp.csr_array((0, 1)), np.zeros(0, dtype=int), np.zeros((1, 2)), np.zeros((1, 2)))
-
-
-# -------------------------------------------------------------------------------------- capture
 
 
 def trait(name: str, vectors: dict[str, torch.Tensor]) -> Trait:
@@ -297,28 +267,6 @@ def test_a_training_deletes_no_data_of_yours(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "years of work").exists()
 
 
-# --------------------------------------------------------------------------------------- lenses
-
-
-def test_an_audit_reads_all_samples_however_they_come() -> None:
-    held = Sample("Read: A dog.", 6, 12, "Read: {text}", "dog", 1, "test", heldout=True)
-    used = Sample("Read: My cat sat.", 6, 17, "Read: {text}", "cat", 2, "train")
-    with pytest.raises(LeakageError, match="held-out template"):
-        audit(s for s in (held, used))
-
-
-def test_one_name_is_no_list_of_letters(tmp_path: Path) -> None:
-    model, pack = lens_world.model(), lens_world.pack(4)
-    with pytest.raises(ValueError, match=r"write \['bird'\]"):
-        train_lenses(model, pack, site="resid_post.1", concepts="bird")
-    with pytest.raises(ValueError, match=r"write \['bird'\]"):
-        cluster.plan(pack, tmp_path, job="lenses", model="tiny", site="resid_post.1", concepts="bird")
-    with pytest.raises(ValueError, match="none to train"):
-        train_lenses(model, pack, site="resid_post.1", concepts=[])
-    with pytest.raises(ValueError, match="traits takes a list"):
-        TraitVectors.fit(model, "sycophancy")
-
-
 def test_the_model_that_ships_is_no_folder_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,81 +277,19 @@ def test_the_model_that_ships_is_no_folder_of_its_name(
     assert json.loads(Path("run/plan.json").read_text())["spec"]["model"] == "tiny"
 
 
-class _Slow:
-    is_fast = False
+def test_a_run_killed_before_its_manifest_has_nothing_left_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self: Folder, meta: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
 
-
-def test_models_that_lenses_cannot_read() -> None:
-    model = lens_world.model()
-    bare, slow = wrap(model.hf, None, name="bare"), wrap(model.hf, _Slow(), name="slow")
-    with pytest.raises(ValueError, match="bare has no tokenizer"):
-        Bank(bare, "resid_post.1")
-    with pytest.raises(ValueError, match="slow tokenizer of slow does not give; use pooling='mean'"):
-        Bank(slow, "resid_post.1")
-
-
-def test_a_bank_without_continuations_has_none() -> None:
-    bank, sample = (
-        Bank(lens_world.model(), "resid_post.1"),
-        Sample("A dog.", 0, 6, "{text}", "dog", 1, "train"),
-    )
-    assert bank.ensure([sample])
-    with pytest.raises(ValueError, match="holds no replies"):
-        bank.take(bank.index([sample]), "replies")
-    assert repr(bank) == "<Bank: 1 prompts at resid_post.1 (span), 1 forwarded>"
-
-
-def test_a_span_without_a_token_is_named() -> None:
-    blank = Sample("the dog ", 7, 8, "{text}", "dog", 1, "train")
-    with pytest.raises(ValueError, match="no token of 'the dog ' lies in ' '"):
-        Bank(lens_world.model(), "resid_post.1").ensure([blank])
-
-
-def test_a_pack_of_one_concept_has_nothing_to_tell_it_from() -> None:
-    bird = lens_world.concept("bird", [], 0, lens_world.sentences("bird", 30))
-    alone = ConceptPack.from_dict({"name": "one", "version": "1", "concepts": [bird]})
-    lenses = train_lenses(lens_world.model(), alone, site="resid_post.1", growth=(10,))
-    assert lenses.grades == {"A": 0, "B": 0, "C": 0, "U": 1}
-    assert "no other concepts with examples" in lenses.reports[0].why
-
-
-def test_lenses_of_the_wrong_shape_or_head() -> None:
-    model, pack = lens_world.model(), lens_world.pack(30)
-    lenses = train_lenses(model, pack, site="resid_post.1", concepts=["bird", "car"], growth=(10,))
-    with pytest.raises(ValueError, match=r"head='mlp': these lenses have linear heads"):
-        lenses.score("the boy saw a robin", head="mlp")
-    parts = (lenses.reports, lenses.weight, lenses.bias, lenses.mean, lenses.scale)
-    with pytest.raises(ValueError, match=r"weight has shape \(1, 48\), expected \(2, 48\)"):
-        Lenses(parts[0], lenses.weight[:1], *parts[2:], {}, lenses.meta)
-    rows = torch.ones(2, 48)
-    assert torch.equal(
-        lenses.score(rows.numpy(), site="resid_post.1"), lenses.score(rows, site="resid_post.1")
-    )
-    with pytest.raises(ValueError, match="texts takes a list"):
-        lenses["bird"].dose_response(model, "the boy", force=True)
-    bare = Lenses(*parts, {}, lenses.meta)
-    logits = bare.score("the boy saw a robin", model=model)
-    assert torch.equal(bare.strength(logits), logits)  # without thresholds, the logit itself
-    flat = Lenses(parts[0], torch.zeros_like(lenses.weight), *parts[2:], {}, lenses.meta)
-    with pytest.raises(ValueError, match="has no direction: all its weights are 0"):
-        flat["bird"].steering_vector(force=True)
-    assert repr(flat["bird"]).startswith("<Lens 'bird': ")
-    other = Lenses(*parts, lenses.negatives, {**lenses.meta, "site": "resid_post.0"})
-    with pytest.raises(LensMismatch, match="site differs"):
-        Lenses.concat([lenses, other])
-
-
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        ({"growth": [10.5]}, "growth must be increasing whole numbers"),
-        ({"growth": 5}, "growth must be increasing whole numbers"),
-        ({"growth": "10"}, "growth must be increasing whole numbers"),
-        ({"continuation": 1.5}, "continuation must be 0 or more, an integer"),
-        ({"site": "attn.1"}, r"lenses cannot read attn\.1"),
-    ],
-)
-def test_options_of_a_training_that_say_nothing_clear(options: dict[str, Any], why: str) -> None:
-    options = {"site": "resid_post.1", "concepts": ["bird"], **options}
-    with pytest.raises(ValueError, match=why):
-        train_lenses(lens_world.model(), lens_world.pack(4), **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            capture(zoo("llama"), sequences(), out=tmp_path / "c")
+    seen: list[Any] = []
+    acts = capture(zoo("llama"), sequences(), out=tmp_path / "c", iteration_hook=seen.append)
+    assert acts.complete
+    assert acts.meta["report"]["n_resumed"] == 6
+    assert isinstance(seen[0], CaptureBegin)
+    assert (seen[0].estimated_bytes, seen[0].estimated_seconds, seen[0].n_batches) == (0, 0.0, 0)
