@@ -79,7 +79,7 @@ def confusion(x: Any, y: Any, coef: np.ndarray, intercept: np.ndarray, threshold
         here = slice(indptr[0], indptr[-1])
         latent, value = shard.x.indices[here], shard.x.data[here]
         changed = value > high.take(latent, mode="clip")
-        if np.isfinite(low).any():
+        if value.min(initial=0.0) < 0.0:
             changed |= value < low.take(latent, mode="clip")
         at = np.flatnonzero(changed)
         of_rows = np.diff(np.searchsorted(at, indptr - indptr[0]))
