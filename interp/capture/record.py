@@ -73,8 +73,8 @@ def capture(
     layer : int, optional
         Layer of tier 3; the middle one by default.
     vectors : mapping, optional
-        Name → vector ``[width]``, applied at every residual site; or name → {site: vector}. Rows are
-        projected on all of them, in float32, on the device.
+        Name → vector ``[width]``, applied at every residual site; or name → {site or pattern: vector}. Rows
+        are projected on all of them, in float32, on the device.
     max_new_tokens : int
         Tokens to generate behind each prompt. Their rows are captured as they are generated.
     temperature : float
