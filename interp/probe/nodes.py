@@ -18,8 +18,9 @@ from interp.threads import without_gil
 
 __all__ = ["Bucket", "Layout", "Nodes", "softplus_"]
 
-#: Latents of a bucket have node counts within this ratio: at most 11 % of a bucket is padding.
-_BUCKET_RATIO = 1.125
+#: Latents of a bucket have node counts within this ratio: at most 17 % of a bucket is padding, and a block
+#: skips what none of its latents has.
+_BUCKET_RATIO = 1.2
 #: Numbers of nodes are rounded up to this: rows that begin at a cache line are read a sixth faster.
 _ALIGNED = 8
 

@@ -57,6 +57,10 @@ class Active(NamedTuple):
     ridge_w: Tensor
 
 
+#: What an iteration changes of `Active`, in the order of `_judged`.
+_MOVED = ("live", "b", "w", "g", "h", "lam", "retries", "n_iter", "n_fail", "status")
+
+
 def derivatives(
     a: Active, b: Tensor, w: Tensor, sums: Tensor, n: float, ridge: float
 ) -> tuple[Tensor, Tensor]:
@@ -157,22 +161,10 @@ def judged(
         Of the pairs that took the step: smallest and largest lambda, largest component of a scaled gradient,
         then lambda of one in `look`. Empty where `look` is 0.
     """
-    live, b, w, g, h, lam, retries, n_iter, n_fail, status, counts, told = _judged(
+    *moved, counts, told = _judged(
         a, step, sums, n, tol, ridge, lam_init, lam_shrink, lam_grow, delta_logit, max_retries, all_live, look
     )
-    active = a._replace(
-        live=live,
-        b=b,
-        w=w,
-        g=g,
-        h=h,
-        lam=lam,
-        retries=retries,
-        n_iter=n_iter,
-        n_fail=n_fail,
-        status=status,
-    )
-    return active, counts, told
+    return a._replace(**dict(zip(_MOVED, moved, strict=True))), counts, told
 
 
 @without_gil

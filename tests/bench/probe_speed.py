@@ -173,7 +173,13 @@ def per_unit(x: sp.csr_array, y: np.ndarray, n_classes: int, repeats: int, certi
         )
     )
     grid = [
-        measure_blocks(probe.summary_, class_slab_sizes=[8, 19], latent_block_sizes=[2, 4, 8, 16], repeats=3)
+        measure_blocks(
+            probe.summary_,
+            class_slab_sizes=[8, 19],
+            latent_block_sizes=[2, 4, 8, 16],
+            repeats=3,
+            max_latents=x.shape[1],
+        )
         for _ in range(repeats)
     ]
     costs = [[setting["ns_per_eval"] for setting in settings] for settings in zip(*grid, strict=True)]
