@@ -293,3 +293,30 @@ def test_a_run_killed_before_its_manifest_has_nothing_left_to_run(
     assert acts.meta["report"]["n_resumed"] == 6
     assert isinstance(seen[0], CaptureBegin)
     assert (seen[0].estimated_bytes, seen[0].estimated_seconds, seen[0].n_batches) == (0, 0.0, 0)
+
+
+# ---------------------------------------------------------------------------------------- tasks
+
+
+@pytest.mark.parametrize(
+    ("shards", "options", "error", "why"),
+    [
+        ([], {"temperature": 1.0}, TypeError, "job='summary' takes no option 'temperature'; it takes seeds"),
+        (["codes.npz"], {}, ValueError, r"pairs of files, \(codes, labels\); got 'codes.npz'"),
+        ([("a", "b", "c")], {}, ValueError, "pairs of files"),
+        ([], {"n_classes": 1.5}, ValueError, "n_classes must be at least 1, an integer, got 1.5"),
+        ([], {"n_latents": -1}, ValueError, "n_latents must be at least 1, an integer, got -1"),
+        ([], {"n_tasks": 2.5}, TypeError, "float"),
+    ],
+)
+def test_plans_that_say_nothing_clear(
+    shards: list[Any], options: dict[str, Any], error: type[Exception], why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=why):
+        cluster.plan(shards, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_is_no_list_of_tasks(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"give interp.cluster.load\('runs/probe'\)"):
+        cluster.run("runs/probe")

@@ -116,6 +116,8 @@ def run(
     Interrupted (Ctrl-C, a kernel that restarts), it leaves Slurm jobs alone: called again, it waits for them.
     Processes of this machine are ended; what they had finished is kept.
     """
+    if isinstance(tasks, (str, os.PathLike)):
+        raise TypeError(f"run takes tasks, got a folder: give interp.cluster.load({os.fspath(tasks)!r})")
     tasks = list(tasks)
     folders = {t.folder for t in tasks}
     if len(folders) != 1:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from interp.cluster.tasks import Cancelled, Planned, Task, made_by, read_plan
+from interp.cluster.tasks import Cancelled, Planned, Task, check_options, made_by, read_plan
 from interp.events import Emitter, ShardEnd, rss_bytes
 from interp.probe.files import RowShards
 from interp.probe.summary import LatentSummary
@@ -78,6 +78,7 @@ def plan(
     seeds: Sequence[int] | None = None,
     n_latents: int | None = None,
     n_classes: int | None = None,
+    **others: Any,
 ) -> Planned:
     """Plan ``job="summary"``; merged, it is a `LatentSummary`.
 
@@ -93,12 +94,23 @@ def plan(
         Of a function: one per shard.
     n_latents, n_classes : int, optional
         What every shard must have; otherwise what they do have.
+    **others : not taken
+        Options of other jobs are refused by name.
 
     Returns
     -------
     Planned
+
+    Raises
+    ------
+    ValueError, TypeError, FileNotFoundError
+        If there are no shards, or shards or options are not what they should be.
     """
+    check_options("summary", others, ("seeds", "n_latents", "n_classes"))
     spec: dict[str, Any] = {"n_latents": n_latents, "n_classes": n_classes}
+    for option, value in spec.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{option} must be at least 1, an integer, got {value!r}")
     if callable(shards):
         shards = f"{shards.__module__}:{shards.__qualname__}"
     if isinstance(shards, str) and ":" in shards and not Path(shards).exists():
@@ -114,6 +126,9 @@ def plan(
         if seeds is not None:
             raise ValueError("seeds= belongs to shards='module:function'; files have none")
         files = _pairs(Path(shards)) if isinstance(shards, (str, os.PathLike)) else list(shards)
+        for pair in files:
+            if isinstance(pair, (str, os.PathLike)) or len(pair) != 2:
+                raise ValueError(f"shards must be pairs of files, (codes, labels); got {pair!r}")
         spec["files"] = [[os.path.abspath(file) for file in pair] for pair in files]
         for file in (f for pair in spec["files"] for f in pair):
             if not os.path.exists(file):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import operator
 import os
 import socket
 import time
@@ -154,7 +155,7 @@ def plan(
     ValueError, TypeError, FileNotFoundError
         If shards or options do not fit the job.
     """
-    if n_tasks < 1 or threads < 1:
+    if operator.index(n_tasks) < 1 or operator.index(threads) < 1:
         raise ValueError(f"n_tasks and threads must be at least 1, got {n_tasks} and {threads}")
     planned = _job(job).plan(shards, n_tasks, **options)
     folder = Path(os.path.abspath(out))
