@@ -7,7 +7,6 @@ a bucket, padded with weight 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -93,12 +92,12 @@ class Nodes:
             start = stop
         # Of each row, bucket by bucket: its number, its bucket, its place there; its nodes with the padding
         # of a block, and with that of the bucket.
-        self.order = order
         sizes = [len(bucket.rows) for bucket in self.buckets]
-        self.bucket = np.repeat(np.arange(len(sizes)), sizes)
-        self.at = np.arange(self.n_rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        self.widths = np.maximum(1, -(-counts[order] // _ALIGNED)) * _ALIGNED
-        self.padded = np.repeat([bucket.values.shape[2] for bucket in self.buckets], sizes).astype(np.int64)
+        number = np.repeat(np.arange(len(sizes)), sizes)
+        at = np.arange(self.n_rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        widths = np.maximum(1, -(-counts[order] // _ALIGNED)) * _ALIGNED
+        padded = np.array([bucket.values.shape[2] for bucket in self.buckets], np.int64)[number]
+        self.rows = torch.from_numpy(np.stack([order, number, at, widths, padded]).astype(np.int64))
 
     def _bucket(
         self,
@@ -174,68 +173,18 @@ class Layout:
 
     def __init__(self, nodes: Nodes, pairs: Tensor, n_classes: int, block_elements: int) -> None:
         self.dtype, self.device = nodes.dtype, nodes.device
-        n_pairs = np.bincount(pairs.cpu().numpy() // n_classes, minlength=nodes.n_rows)
-        begin = (np.cumsum(n_pairs) - n_pairs)[nodes.order]
-        n_pairs = n_pairs[nodes.order]
-
-        # A piece is a latent with as many of its pairs as a block holds.
-        most = np.maximum(1, block_elements // nodes.padded)
-        n_pieces = -(-n_pairs // most)
-        row = np.repeat(np.arange(nodes.n_rows), n_pieces)
-        before = (np.arange(len(row)) - (np.cumsum(n_pieces) - n_pieces)[row]) * most[row]
-        n_own = np.minimum(most[row], n_pairs[row] - before)
-        # Pieces with as many pairs side by side, so that little of a block is repetition.
-        order = np.lexsort((-n_own, nodes.bucket[row]))
-        row, n_own, begin = row[order], n_own[order], (begin[row] + before)[order]
-        at, bucket = nodes.at[row], nodes.bucket[row]
-
-        starts = _starts(bucket, n_own, nodes.widths[row], block_elements)
-        n_latents = np.diff(starts, append=len(row))
-        n_nodes = np.maximum.reduceat(nodes.widths[row], starts) if len(row) else starts
-        apart = np.cumsum(np.diff(at, prepend=-1) != 1)
-        together = apart[starts + n_latents - 1] == apart[starts]
-        blocks = bucket[starts], np.where(together, at[starts], -1), n_latents, n_own[starts], n_nodes
-        self.blocks: list[tuple[int, ...]] = list(zip(*(a.tolist() for a in blocks), strict=True))
-
-        width = np.repeat(n_own[starts], n_latents)
-        piece = np.repeat(np.arange(len(row)), width)
-        first_slot = np.cumsum(width) - width
-        column = np.arange(len(piece)) - first_slot[piece]
-        where = begin[piece] + np.minimum(column, n_own[piece] - 1)
-        place = np.empty(len(pairs), np.int64)
-        place[where] = np.arange(len(where))
-        piece = piece[place]
-        self._where, self._place, self._first_slot, self._width, self._at = (
-            torch.from_numpy(a).to(self.device) for a in (where, place, first_slot[piece], width[piece], at)
-        )
-        self._sums_at: Tensor | None = None
-        self._values = [bucket.values for bucket in nodes.buckets]
+        self.blocks: list[tuple[int, int, int, int, int]]
+        self.blocks, arrays = _laid_out(pairs.cpu(), n_classes, block_elements, nodes.rows)
+        where, at, *places = (a.to(self.device) for a in arrays)
+        self._place, self._error_places, self._sum_places = places
+        values = [bucket.values for bucket in nodes.buckets]
         self._errors = [bucket.e for bucket in nodes.buckets if bucket.e is not None]
-        self._products = self._empty(2 * max((r * c * k for *_, r, c, k in self.blocks), default=0))
-        self._copy = self._empty(
-            max((r * self._values[i][0].numel() for i, _, r, *_ in self.blocks), default=0)
-        )
+        products = self._empty(2 * max((r * c * k for *_, r, c, k in self.blocks), default=0))
+        copy = self._empty(max((r * values[i].stride(0) for i, _, r, *_ in self.blocks), default=0))
+        self._arrays = where, at, values, self.blocks, products, copy
 
-    def _empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
-
-    def _over_blocks(
-        self, work: Callable[..., None], b: Tensor, w: Tensor, n_arrays: int, n_sums: int, *rest: object
-    ) -> Tensor:
-        """What `work` adds up, float, shape [n_arrays, n_sums · n_slots]."""
-        out = self._empty(n_arrays, n_sums * len(self._where))
-        with torch.inference_mode():  # operations that look for no gradient start sooner
-            theta = torch.stack((b, w), dim=1).to(self.dtype).index_select(0, self._where)
-            work(theta, self._values, self._at, self.blocks, self._products, self._copy, out, *rest)
-        return out
-
-    def _places(self, n_sums: int) -> Tensor:
-        """Where each pair's sums are in an array of `_over_blocks`; int64, shape [n_sums, n_active].
-
-        A block's are `n_sums` rows of all its pairs of a latent after another.
-        """
-        rows = torch.arange(n_sums, device=self.device)[:, None]
-        return self._place + (n_sums - 1) * self._first_slot + rows * self._width
+    def _empty(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=self.dtype, device=self.device)
 
     def sums(self, b: Tensor, w: Tensor) -> Tensor:
         """Σ m σ, Σ m x̃ σ, Σ m σ', Σ m x̃ σ', Σ m x̃² σ' of every pair.
@@ -249,16 +198,13 @@ class Layout:
         -------
         Tensor of the dtype of `b`, shape [5, n_active]
         """
-        out = self._over_blocks(_evaluate, b, w, 2, 3)
-        if self._sums_at is None:
-            at = self._places(3)
-            self._sums_at = torch.cat((at[:2], at + out.shape[1])).view(-1)
-        return out.view(-1).index_select(0, self._sums_at).to(b.dtype).view(5, -1)
+        with torch.inference_mode():  # operations that look for no gradient start sooner
+            return _evaluate(b, w, *self._arrays, self._sum_places)
 
     def losses(self, b: Tensor, w: Tensor) -> Tensor:
         """Σ m softplus(b + w̃ x̃) of every pair, shape [n_active], of the dtype of `b`."""
-        out = self._over_blocks(_add_softplus, b, w, 1, 1)
-        return out[0].index_select(0, self._place).to(b.dtype)
+        with torch.inference_mode():
+            return _add_softplus(b, w, *self._arrays, self._place)
 
     def rule_errors(self, b: Tensor, w: Tensor) -> Tensor:
         r"""Bounds on the error of the 2-point rule in n·∂L/∂b and n·∂L/∂w̃, float, shape [2, n_active].
@@ -270,42 +216,98 @@ class Layout:
         Both |σ'''| and |σ''''| are at most σ', and within the bin σ' is at most e^{2|w|h} times its
         value at a node, and never above 1/4.
         """
-        out = self._over_blocks(_add_errors, b, w, 1, 2, self._errors)
-        over_1, over_x = out[0].index_select(0, self._places(2).view(-1)).to(b.dtype).view(2, -1)
+        with torch.inference_mode():
+            over_1, over_x = _add_errors(b, w, *self._arrays, self._error_places, self._errors)
         slope = w.abs()
         return torch.stack((slope**4 * over_1, slope**4 * over_x + 4.0 * slope**3 * over_1))
 
 
-def _starts(bucket: np.ndarray, n_own: np.ndarray, widths: np.ndarray, block_elements: int) -> np.ndarray:
-    """Where blocks begin, among pieces in the order of their buckets, those with most pairs first; int64."""
-    starts: list[int] = []
+@without_gil
+def _laid_out(
+    pairs: Tensor, n_classes: int, block_elements: int, rows: Tensor
+) -> tuple[list[tuple[int, int, int, int, int]], list[Tensor]]:
+    """Blocks of pairs, and of int64: the pair of each slot, the latents of all blocks, and where results are.
+
+    Results of a pair: its slot [n]; its two sums [2 n] and its five sums [5 n] in the arrays of `_prepared`.
+    """
+    order, bucket, at, widths, padded = rows.unbind(0)
+    ends = torch.searchsorted(pairs, torch.arange(len(order) + 1) * n_classes)
+    begin, end = ends[:-1].index_select(0, order), ends[1:].index_select(0, order)
+    # A piece is a latent with as many of its pairs as a block holds.
+    most = (torch.full_like(padded, block_elements) // padded).clamp(min=1)
+    n_pieces = (end - begin + most - 1) // most
+    row = torch.repeat_interleave(n_pieces)
+    before = torch.arange(len(row)) - (n_pieces.cumsum(0) - n_pieces)[row]
+    begin = begin[row] + before * most[row]
+    n_own = torch.minimum(most[row], end[row] - begin)
+    # Pieces with as many pairs side by side, so that little of a block is repetition.
+    turn = torch.argsort(bucket[row] * (n_classes + 1) - n_own, stable=True)
+    row, n_own, begin = row[turn], n_own[turn], begin[turn]
+    at = at[row]
+
+    own: list[int] = n_own.tolist()
+    bucket_ends: list[int] = torch.bincount(bucket[row], minlength=1).cumsum(0).tolist()
+    padding: list[int] = padded[row].tolist()
+    apart: list[int] = (torch.diff(at, prepend=at[:1]) != 1).cumsum(0).tolist()
+    blocks: list[tuple[int, int, int, int, int]] = []
+    columns: list[int] = []
+    latents: list[int] = []
     start = 0
-    for end in (np.flatnonzero(np.diff(bucket, append=-1)) + 1).tolist():
-        widest = int(widths[start:end].max())
-        while start < end:
-            starts.append(start)
-            start = min(end, start + max(1, block_elements // (int(n_own[start]) * widest)))
-    return np.array(starts, dtype=np.int64)
+    for i, stop in enumerate(bucket_ends):
+        while start < stop:
+            c = own[start]
+            r = min(stop - start, max(1, block_elements // (c * padding[start])))
+            together = apart[start + r - 1] == apart[start]
+            k = int(widths.index_select(0, row.narrow(0, start, r)).max())
+            first = int(at[start]) if together else -1
+            blocks.append((i, first, r, c, k))
+            columns.append(c)
+            latents.append(r)
+            start += r
+
+    width = torch.repeat_interleave(
+        torch.tensor(columns, dtype=torch.int64), torch.tensor(latents, dtype=torch.int64)
+    )
+    slot = width.cumsum(0) - width
+    piece = torch.repeat_interleave(width)
+    column = torch.arange(len(piece)) - slot.index_select(0, piece)
+    where = begin.index_select(0, piece) + torch.minimum(column, n_own.index_select(0, piece) - 1)
+    place = torch.empty_like(pairs)
+    place[where] = torch.arange(len(where))
+    # A block's sums are rows of all its pairs of a latent after another.
+    piece = piece.index_select(0, place)
+    slot, width = slot.index_select(0, piece), width.index_select(0, piece)
+    of_two, of_three = place + slot, place + 2 * slot
+    two = torch.cat((of_two, of_two + width))
+    three = torch.cat((of_three, of_three + width, of_three + 2 * width))
+    five = torch.cat((three[: 2 * len(pairs)], three + 3 * len(where)))
+    return blocks, [where, at, place, two, five]
 
 
 def _prepared(
-    theta: Tensor,
-    values: list[Tensor],
+    b: Tensor,
+    w: Tensor,
+    where: Tensor,
     at: Tensor,
+    values: list[Tensor],
     blocks: list[tuple[int, int, int, int, int]],
     products: Tensor,
     copy: Tensor,
-    out: Tensor,
-) -> list[list[Tensor]]:
+    n_arrays: int,
+    n_sums: int,
+) -> tuple[Tensor, list[list[Tensor]]]:
     """All that is seen of each block: made in one go, a view costs a third of one made between products.
 
     Of each block: the latents' values [r, 5, K], where they are read; the bucket that they are copied from,
     and which of it they are (none where they lie side by side: they are read in the bucket); parameters
     [r, c, 2]; the parts of the values [r, 2, k] and [r, 3, k]; room for two products [r, c, k]; where sums
-    go, [r, n, c] in the first array of `out` and in the last. Copies and products stay in the cache.
+    go, [r, n_sums, c] in the first of `n_arrays` and in the last. Copies and products stay in the cache.
+
+    Before all that, the arrays.
     """
     prepared: list[list[Tensor]] = []
-    n_sums = out.size(1) // max(1, theta.size(0))
+    theta = torch.stack((b, w), dim=1).to(products.dtype).index_select(0, where)
+    out = torch.empty([n_arrays, n_sums * len(where)], dtype=products.dtype, device=products.device)
     first_out, last_out = out[0], out[-1]
     begin, piece = 0, 0
     for i, first, r, c, k in blocks:
@@ -330,24 +332,26 @@ def _prepared(
         ]
         prepared.append(views)
         begin, piece = begin + slots, piece + r
-    return prepared
+    return out, prepared
 
 
 @without_gil
 def _evaluate(
-    theta: Tensor,
-    values: list[Tensor],
+    b: Tensor,
+    w: Tensor,
+    where: Tensor,
     at: Tensor,
+    values: list[Tensor],
     blocks: list[tuple[int, int, int, int, int]],
     products: Tensor,
     copy: Tensor,
-    out: Tensor,
-) -> None:
+    places: Tensor,
+) -> Tensor:
     """Σ m (1, x̃, x̃²) σ and Σ m (1, x̃, x̃²) σ' of every slot, block by block.
 
     σ' = σ − σ²: two products of one sigmoid give all sums, and no second exponential.
     """
-    prepared = _prepared(theta, values, at, blocks, products, copy, out)
+    out, prepared = _prepared(b, w, where, at, values, blocks, products, copy, 2, 3)
     for here, bucket, which, own, x1, m, z, zz, of_s, of_ss in prepared:
         if len(which) > 0:
             torch.index_select(bucket, 0, which, out=here)
@@ -356,40 +360,46 @@ def _evaluate(
         torch.bmm(m, z.mT, out=of_s)
         torch.bmm(m, zz.mT, out=of_ss)
     torch.sub(out[0], out[1], out=out[1])
+    return out.view(-1).index_select(0, places).to(b.dtype).view(5, -1)
 
 
 @without_gil
 def _add_softplus(
-    theta: Tensor,
-    values: list[Tensor],
+    b: Tensor,
+    w: Tensor,
+    where: Tensor,
     at: Tensor,
+    values: list[Tensor],
     blocks: list[tuple[int, int, int, int, int]],
     products: Tensor,
     copy: Tensor,
-    out: Tensor,
-) -> None:
+    places: Tensor,
+) -> Tensor:
     """Σ m softplus of every slot, block by block."""
-    prepared = _prepared(theta, values, at, blocks, products, copy, out)
+    out, prepared = _prepared(b, w, where, at, values, blocks, products, copy, 1, 1)
     for here, bucket, which, own, x1, m, z, _, total, _ in prepared:
         if len(which) > 0:
             torch.index_select(bucket, 0, which, out=here)
         torch.bmm(own, x1, out=z)
         torch.bmm(m.narrow(1, 0, 1), softplus_(z).mT, out=total)
+    return out[0].index_select(0, places).to(b.dtype)
 
 
 @without_gil
 def _add_errors(
-    theta: Tensor,
-    values: list[Tensor],
+    b: Tensor,
+    w: Tensor,
+    where: Tensor,
     at: Tensor,
+    values: list[Tensor],
     blocks: list[tuple[int, int, int, int, int]],
     products: Tensor,
     copy: Tensor,
-    out: Tensor,
+    places: Tensor,
     errors: list[Tensor],
-) -> None:
+) -> Tensor:
     """Σ e s and Σ e |x̃| s of every slot, block by block, with s a bound of σ' in the node's bin."""
-    prepared = _prepared(theta, values, at, blocks, products, copy, out)
+    out, prepared = _prepared(b, w, where, at, values, blocks, products, copy, 1, 2)
     for j in range(len(blocks)):
         i, first, r, _, k = blocks[j]
         here, bucket, which, own, x1, _, z, s, total, _ = prepared[j]
@@ -402,6 +412,7 @@ def _add_errors(
         torch.mul(own.narrow(2, 1, 1).abs(), x1.narrow(1, 1, 1).abs() * (2.0 / 32.0), out=s)
         s.sub_(z.abs_()).exp_().mul_(z.sigmoid_().square_()).clamp_(max=0.25)
         torch.bmm(e.narrow(2, 0, k), s.mT, out=total)
+    return out[0].index_select(0, places).to(b.dtype).view(2, -1)
 
 
 def softplus_(z: Tensor) -> Tensor:
