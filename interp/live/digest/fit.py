@@ -145,7 +145,7 @@ class FitDigest(Digest):
         left = super().eta(now)
         if self.state != "running" or self.begin is None or self.fraction <= 0:
             return left
-        return left - (self.begin.time - self.began) * (1 - self.fraction) / self.fraction
+        return max(left - (self.begin.time - self.began) * (1 - self.fraction) / self.fraction, 0.0)
 
     def _series(self) -> dict[str, Series]:
         return {"iterations": self.iterations, "slabs": self.slabs}
