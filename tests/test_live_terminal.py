@@ -29,7 +29,16 @@ interp.train_lenses(model, pack, site="resid_post.2", concepts=few, growth=(12, 
 print("trained", len(few))
 """
 #: Job → (code, description of its bar, total, unit)
-JOBS = {"fit": (FIT, "probe", 7, "slab"), "capture": (CAPTURE, "capture", 9, "prompt")}
+JOBS = {
+    "fit": (FIT, "probe", 7, "slab"),
+    "reading": (
+        "from interp.probe import stages; stages._BAR_AFTER = 0.0" + FIT,
+        "probe, summary",
+        3000,
+        "row",
+    ),
+    "capture": (CAPTURE, "capture", 9, "prompt"),
+}
 
 
 def on_a_terminal(code: str) -> tuple[str, str]:
