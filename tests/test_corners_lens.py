@@ -16,6 +16,7 @@ from interp.capture.traits import TraitVectors
 from interp.lens import ConceptPack, Lenses, LensMismatch, grade, rows, train_lenses
 from interp.lens.bank import Bank
 from interp.lens.leakage import LeakageError, audit
+from interp.lens.levels import train_by_level
 from interp.lens.report import LensReport
 from interp.lens.samples import Sample
 from interp.lens.show import Highlight
@@ -169,3 +170,17 @@ def test_nothing_to_study() -> None:
     )
     with pytest.raises(ValueError, match="'none' has no positive examples"):
         study(lens_world.model(), empty, dtypes=["float32"])
+
+
+@pytest.mark.parametrize(
+    ("levels", "error", "why"),
+    [([], ValueError, "levels is empty: pack 'world' has"), ([1.7], TypeError, "float")],
+)
+def test_levels_that_say_nothing_clear(
+    levels: list[Any], error: type[Exception], why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=why):
+        train_by_level(
+            lens_world.model(), lens_world.pack(4), site="embed", out=tmp_path / "t", levels=levels
+        )
+    assert not (tmp_path / "t").exists()

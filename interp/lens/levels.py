@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -65,14 +66,16 @@ def train_by_level(
     LockedError
         If another process is training into `out`.
     ValueError
-        For a level that the pack does not have.
+        For no level, or one that the pack does not have.
     """
     from interp.capture.model import Model, load_model
 
     pack = pack if isinstance(pack, ConceptPack) else ConceptPack.load(pack)
     if not isinstance(model, Model):
         model = load_model(model)
-    chosen = list(pack.levels) if levels is None else list(dict.fromkeys(int(k) for k in levels))
+    chosen = list(pack.levels) if levels is None else list(dict.fromkeys(map(operator.index, levels)))
+    if not chosen:
+        raise ValueError(f"levels is empty: pack {pack.name!r} has {pack.levels}")
     for level in chosen:
         if level not in pack.levels:
             raise ValueError(f"pack {pack.name!r} has no level {level}; it has {pack.levels}")
