@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cluster_world
 import numpy as np
 import pytest
 import torch
 from capture_zoo import sequences, zoo
 
+import interp
 from interp import cluster, tiny
 from interp.capture import Activations, capture, load_model, steer
 from interp.capture.measure import measure
@@ -320,3 +322,15 @@ def test_plans_that_say_nothing_clear(
 def test_a_folder_is_no_list_of_tasks(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"give interp.cluster.load\('runs/probe'\)"):
         cluster.run("runs/probe")
+
+
+def test_a_task_that_is_done_is_not_done_again(tmp_path: Path) -> None:
+    (task,) = cluster.plan(cluster_world.shard, tmp_path, seeds=[1], n_tasks=1)
+    made = cluster.run_task(task)
+    before = {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in [*made.iterdir(), task.log]}
+    assert cluster.run_task(task) == made
+    assert {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in [*made.iterdir(), task.log]} == before
+
+
+def test_dir_of_the_package_has_what_is_loaded_on_use() -> None:
+    assert set(interp.__all__) <= set(dir(interp))

@@ -11,6 +11,7 @@ from probe_data import separable
 from probe_reference import dense, loss
 
 import interp.probe.summary as summary_module
+from interp.probe import Sparse1DProbe
 from interp.probe.data import check_shard, shards
 from interp.probe.files import RowShards
 from interp.probe.losses import exact_losses, losses
@@ -69,3 +70,9 @@ def test_a_summary_of_other_bins_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(summary_module, "MANTISSA_BITS", summary_module.MANTISSA_BITS + 1)
     with pytest.raises(ValueError, match="bins per octave, expected"):
         LatentSummary.load(path)
+
+
+def test_a_certificate_of_no_pair_says_so() -> None:
+    x, y = separable(0.5)
+    none = Sparse1DProbe().fit(x, y).certify(x, y, pairs=np.zeros((0, 2), dtype=int))
+    assert repr(none) == "Certificate(of no pair)"
