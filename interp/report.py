@@ -94,7 +94,7 @@ class Table:
         for first, *rest in lines:
             cells = [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]
             out.append("  " + "  ".join(cells))
-        return "\n".join([*out, self.note]).rstrip()
+        return "\n".join([*out, self.note] if self.note else out)
 
 
 class Report:

@@ -24,6 +24,7 @@ from interp.demo import demo
 from interp.device import pick_device
 from interp.events import CaptureBegin
 from interp.lens import Lenses
+from interp.report import Table
 from interp.sae import SAE
 from interp.tiny import train as train_tiny
 
@@ -334,3 +335,8 @@ def test_a_task_that_is_done_is_not_done_again(tmp_path: Path) -> None:
 
 def test_dir_of_the_package_has_what_is_loaded_on_use() -> None:
     assert set(interp.__all__) <= set(dir(interp))
+
+
+@pytest.mark.parametrize("cell", ["\x0c", "a "])
+def test_the_last_cell_of_a_table_is_whole(cell: str) -> None:
+    assert Table("Title", [""], [[cell]]).text().endswith(cell)
