@@ -117,3 +117,10 @@ def test_profile_fit_runs_in_a_fresh_process(tmp_path):
 def test_profile_fit_reports_what_went_wrong(tmp_path):
     with pytest.raises(RuntimeError, match="give both token_acts and labels"):
         profile_fit(tmp_path, token_acts=tmp_path / "token_acts.npz")
+
+
+@pytest.mark.parametrize("name", ["n_rows", "n_classes", "n_latents"])
+def test_a_profile_of_nothing_is_refused_before_a_process_starts(name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        profile_fit(tmp_path, **{name: 0})
+    assert not list(tmp_path.iterdir())

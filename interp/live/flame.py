@@ -344,9 +344,14 @@ def profile_fit(
 
     Raises
     ------
+    ValueError
+        If a size is below 1.
     RuntimeError
         If the process fails; its messages are in the error.
     """
+    for name, size in (("n_rows", n_rows), ("n_classes", n_classes), ("n_latents", n_latents)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
     folder = Path(out)
     expect_writable(folder)
     job = {
