@@ -174,7 +174,8 @@ class Layout:
     def __init__(self, nodes: Nodes, pairs: Tensor, n_classes: int, block_elements: int) -> None:
         self.dtype, self.device = nodes.dtype, nodes.device
         self.blocks: list[tuple[int, int, int, int, int]]
-        self.blocks, arrays = _laid_out(pairs.cpu(), n_classes, block_elements, nodes.rows)
+        with torch.inference_mode():  # operations that look for no gradient start sooner
+            self.blocks, arrays = _laid_out(pairs.cpu(), n_classes, block_elements, nodes.rows)
         where, at, *places = (a.to(self.device) for a in arrays)
         self._place, self._error_places, self._sum_places = places
         values = [bucket.values for bucket in nodes.buckets]
@@ -198,7 +199,7 @@ class Layout:
         -------
         Tensor of the dtype of `b`, shape [5, n_active]
         """
-        with torch.inference_mode():  # operations that look for no gradient start sooner
+        with torch.inference_mode():
             return _evaluate(b, w, *self._arrays, self._sum_places)
 
     def losses(self, b: Tensor, w: Tensor) -> Tensor:
@@ -243,9 +244,11 @@ def _laid_out(
     # Pieces with as many pairs side by side, so that little of a block is repetition.
     turn = torch.argsort(bucket[row] * (n_classes + 1) - n_own, stable=True)
     row, n_own, begin = row[turn], n_own[turn], begin[turn]
-    at = at[row]
+    at, widths = at[row], widths[row]
 
     own: list[int] = n_own.tolist()
+    places: list[int] = at.tolist()
+    used: list[int] = widths.tolist()
     bucket_ends: list[int] = torch.bincount(bucket[row], minlength=1).cumsum(0).tolist()
     padding: list[int] = padded[row].tolist()
     apart: list[int] = (torch.diff(at, prepend=at[:1]) != 1).cumsum(0).tolist()
@@ -257,10 +260,10 @@ def _laid_out(
         while start < stop:
             c = own[start]
             r = min(stop - start, max(1, block_elements // (c * padding[start])))
-            together = apart[start + r - 1] == apart[start]
-            k = int(widths.index_select(0, row.narrow(0, start, r)).max())
-            first = int(at[start]) if together else -1
-            blocks.append((i, first, r, c, k))
+            if apart[start + r - 1] == apart[start]:  # side by side, the one with most nodes last
+                blocks.append((i, places[start], r, c, used[start + r - 1]))
+            else:
+                blocks.append((i, -1, r, c, int(widths.narrow(0, start, r).max())))
             columns.append(c)
             latents.append(r)
             start += r
@@ -273,7 +276,7 @@ def _laid_out(
     column = torch.arange(len(piece)) - slot.index_select(0, piece)
     where = begin.index_select(0, piece) + torch.minimum(column, n_own.index_select(0, piece) - 1)
     place = torch.empty_like(pairs)
-    place[where] = torch.arange(len(where))
+    place.scatter_(0, where, torch.arange(len(where)))
     # A block's sums are rows of all its pairs of a latent after another.
     piece = piece.index_select(0, place)
     slot, width = slot.index_select(0, piece), width.index_select(0, piece)
