@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from interp.probe import LatentSummary
 from interp.probe.exact import rms
-from interp.probe.nodes import Nodes, softplus_
+from interp.probe.layout import softplus_
+from interp.probe.nodes import Nodes
 
 N_CLASSES = 3
 

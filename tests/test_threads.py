@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from interp import threads
-from interp.probe import losses, nodes, step
+from interp.probe import layout, losses, step
 from interp.threads import n_threads, shared, torch_threads, without_gil
 
 
@@ -120,7 +120,7 @@ def test_a_forked_child_makes_threads_of_its_own():
 
 SCRIPTED = [
     (module, name)
-    for module in (step, nodes, losses)
+    for module in (step, layout, losses)
     for name, value in sorted(vars(module).items())
     if getattr(value, "__wrapped__", None) is not None and value.__module__ == module.__name__
 ]

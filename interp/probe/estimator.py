@@ -78,7 +78,7 @@ class Sparse1DProbe:
         optimum in float32 and finished in float64. Apple's MPS has no float64: there the float32 stage
         runs on the GPU and the finish on the CPU.
     device : str or torch.device, optional
-        Where to solve; by default CUDA if there is one, else the CPU.
+        Where to solve; None or "auto": CUDA if there is one, else the CPU.
 
     Attributes
     ----------

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from interp.probe.data import can_iterate_again, columns, shards
-from interp.probe.nodes import Nodes, softplus_
+from interp.probe.layout import softplus_
+from interp.probe.nodes import Nodes
 from interp.probe.sizes import tuned_block_elements
 from interp.probe.summary import LatentSummary
 from interp.threads import n_threads, shared, without_gil

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from interp.device import pick_device
 from interp.probe.data import shards
-from interp.probe.nodes import Layout, Nodes
+from interp.probe.layout import Layout
+from interp.probe.nodes import Nodes
 from interp.probe.summary import LatentSummary, NodeBlock
 from interp.threads import n_threads, shared
 
@@ -21,7 +23,7 @@ __all__ = ["auto_sizes", "measure_blocks", "measure_row_batches", "place", "tune
 #: moves; not shorter, since evaluations of a few classes at a time cost two to three times as much.
 _ITERATION_SECONDS = 0.4
 #: … and at no fewer slabs than this, where there are enough classes.
-_MIN_SLABS = 8
+_MIN_SLABS = 3
 #: Evaluations in each size of block when the best is looked for; of sizes whose costs are as near as this the
 #: smallest is taken, which wastes least where few pairs are left.
 _REPEATS, _AS_GOOD = 5, 1.05
@@ -88,7 +90,7 @@ def auto_sizes(
     """Classes per slab and latents per block, where they are "auto".
 
     A slab is as wide as an iteration of 0.4 s allows (a stop takes effect between
-    iterations), but the classes make at least eight slabs. A block has as many latents as make the
+    iterations), but the classes make at least three slabs. A block has as many latents as make the
     working set that was measured to be the fastest, or all of them where there are fewer.
 
     Parameters
@@ -125,6 +127,7 @@ def place(device: Any, dtype: torch.dtype | None) -> tuple[torch.device, torch.d
     Parameters
     ----------
     device : str, torch.device or None
+        What was asked for; None or "auto" to choose.
     dtype : torch.dtype or None
         What was asked for; None to choose.
 
@@ -133,9 +136,9 @@ def place(device: Any, dtype: torch.dtype | None) -> tuple[torch.device, torch.d
     device : torch.device
     dtype : torch.dtype
     """
-    if device is None:
+    if device is None or device == "auto":  # not MPS, which has no float64
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    device = pick_device(device)
     return device, dtype or (torch.float32 if device.type == "mps" else torch.float64)
 
 

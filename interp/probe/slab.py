@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from interp.probe import step
-from interp.probe.nodes import Layout, Nodes
+from interp.probe.layout import Layout
+from interp.probe.nodes import Nodes
 from interp.probe.step import CONVERGED, MAX_ITER, NEEDS_POLISH, Active
 from interp.threads import shared
 

@@ -141,7 +141,7 @@ def judged(
     a : Active
     step : Step
     sums : Tensor, shape [5, n_active]
-        Of `interp.probe.nodes.Layout.sums`, at the step's end.
+        Of `interp.probe.layout.Layout.sums`, at the step's end.
     n : float
         Rows of the data.
     tol, ridge, lam_init, lam_shrink, lam_grow, delta_logit : float
