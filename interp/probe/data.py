@@ -83,10 +83,10 @@ def check_shard(x: Any, y: Any, *, n_latents: int | None = None, n_classes: int 
     if not x.has_canonical_format:
         x = x.copy()
         x.sum_duplicates()
-    _check_finite(x)
+    lowest = _check_finite(x)
     if keep is not None:
         x, y = x[keep], y[keep]
-    if x.nnz and x.data.min() < _TINY:
+    if lowest < _TINY:
         tiny = np.abs(x.data) < _TINY
         if tiny.any():
             x = x.copy()
@@ -133,7 +133,11 @@ def check_indices(a: sp.csr_array, name: str) -> None:
         row = int(np.argmax(a.indptr[1:] < a.indptr[:-1]))
         raise ValueError(f"{name} is no valid CSR matrix: indptr falls at row {row}")
     indices = a.indices[: a.nnz]
-    if a.nnz and (indices.min() < 0 or indices.max() >= a.shape[1]):
+    first = last = indices
+    if a.has_canonical_format:  # they rise in each row: its ends tell
+        rows = np.flatnonzero(np.diff(a.indptr))
+        first, last = indices[a.indptr[rows]], indices[a.indptr[rows + 1] - 1]
+    if a.nnz and (first.min() < 0 or last.max() >= a.shape[1]):
         at = int(np.argmax((indices < 0) | (indices >= a.shape[1])))
         row = int(np.searchsorted(a.indptr, at, side="right")) - 1
         raise ValueError(f"{name} has column {indices[at]} in row {row}, outside 0 … {a.shape[1] - 1}")
@@ -171,12 +175,14 @@ def _check_labels(y: Any, n_rows: int, n_classes: int | None) -> tuple[Any, np.n
     return labels, (np.flatnonzero(labels >= 0) if low == -1 else None)
 
 
-def _check_finite(x: sp.csr_array) -> None:
+def _check_finite(x: sp.csr_array) -> float:
+    """Refuse NaN and infinities; returns the lowest of all values (1 of none)."""
     if x.nnz == 0:
-        return
+        return 1.0
     # The extremes are NaN or infinite exactly if some value is; no mask of the size of x.
-    if np.isfinite(x.data.min()) and np.isfinite(x.data.max()):
-        return
+    lowest = x.data.min()
+    if np.isfinite(lowest) and np.isfinite(x.data.max()):
+        return float(lowest)
     at = int(np.argmin(np.isfinite(x.data)))
     row = int(np.searchsorted(x.indptr, at, side="right")) - 1
     raise ValueError(f"x[{row}, {x.indices[at]}] is {x.data[at]}: x must be finite")
