@@ -194,6 +194,8 @@ class Run:
         """Hold the worker at the end of the iteration, or in a stage that has none. Returns at once."""
         with self._cond:
             self._paused = True
+            if self._permits:  # steps that are not done yet
+                self._permits, self._until = 0, None
         return self
 
     def resume(self) -> Run:

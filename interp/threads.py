@@ -32,7 +32,10 @@ def n_threads(device: torch.device | None = None) -> int:
 
 
 def shared(
-    work: Callable[..., T], items: Iterable[tuple[Any, ...]], threads: int
+    work: Callable[..., T],
+    items: Iterable[tuple[Any, ...]],
+    threads: int,
+    given_up: threading.Event | None = None,
 ) -> Generator[T, None, None]:
     """``work(*item)`` of every item, in order; a few items ahead of whoever takes the results.
 
@@ -44,29 +47,42 @@ def shared(
         Taken one after the other as threads become free.
     threads : int
         1 runs everything in the calling thread.
+    given_up : threading.Event, optional
+        Set when nobody wants the rest, or after an error, before work under way is waited for.
 
     Yields
     ------
-    What `work` returned.
+    What `work` returned. Torch has as many threads of its own then as it had before.
     """
-    with torch_threads(1):
-        if threads < 2:
-            yield from (work(*item) for item in items)
-            return
-        waiting: deque[Future[T]] = deque()
-        try:
-            for item in items:
-                waiting.append(_pool(threads).submit(work, *item))
-                while waiting and (waiting[0].done() or len(waiting) > 2 * threads):
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:  # after an error, or when nobody wants the rest: leave no work behind
-            for future in waiting:
-                future.cancel()
-            for future in waiting:
-                if not future.cancelled():
-                    future.exception()
+    left = iter(items)
+    if threads < 2:
+        for item in left:
+            with torch_threads(1):
+                done = work(*item)
+            yield done
+        return
+    waiting: deque[Future[T]] = deque()
+    try:
+        while True:
+            with torch_threads(1):
+                while not waiting or not (waiting[0].done() or len(waiting) > 2 * threads):
+                    item = next(left, None)  # type: ignore[arg-type]
+                    if item is None:
+                        break
+                    waiting.append(_pool(threads).submit(work, *item))
+                if not waiting:
+                    return
+                done = waiting[0].result()
+                waiting.popleft()
+            yield done
+    finally:  # after an error, or when nobody wants the rest: leave no work behind
+        if given_up is not None:
+            given_up.set()
+        for future in waiting:
+            future.cancel()
+        for future in waiting:
+            if not future.cancelled():
+                future.exception()
 
 
 def without_gil(function: Callable[..., T]) -> Callable[..., T]:
@@ -121,7 +137,11 @@ def torch_threads(n: int) -> Iterator[None]:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "interp", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, "interp", initializer=torch.set_num_threads, initargs=(1,))
+    # All of them start now, while torch has one thread anyway: what one sets, later threads begin with.
+    everybody = threading.Barrier(threads)
+    deque(pool.map(lambda _: everybody.wait(), range(threads)), maxlen=0)
+    return pool
 
 
 if hasattr(os, "register_at_fork"):  # a child has the pool's object, but not its threads

@@ -245,6 +245,16 @@ def test_a_fit_stopped_while_it_reads_has_stopped():
     assert (digest.state, digest.end) == ("running", None)
 
 
+def test_a_fit_that_died_while_it_read_is_over_when_the_next_begins():
+    dead = [type(e)(**{**e.__dict__, "time": e.time - 1000.0}) for e in reading(4)]
+    again = FitDigest.of([*dead, next(reading(4))])
+    assert again.elapsed(again.latest) == pytest.approx(1.0)
+    begin = next(fit_events())
+    begin = type(begin)(**{**begin.__dict__, "summary_seconds": 0.1})
+    anew = FitDigest.of([*dead, begin])
+    assert anew.elapsed(begin.time + 1.0) == pytest.approx(1.1)
+
+
 def test_a_failure_stays_in_the_picture_however_long_the_fit():
     digest = FitDigest.of(long_fit(100_000))
     head, _ = digest.frame()

@@ -15,7 +15,7 @@ from probe_data import check_exact, problem
 from interp import events as ev
 from interp import run
 from interp.events import FitBegin, FitEnd, IterationEnd, StageStep
-from interp.probe import LatentSummary, Sparse1DProbe, exact, stages, summary
+from interp.probe import LatentSummary, Sparse1DProbe, exact, fit, stages, summary
 from interp.probe.slab import Rules
 
 N_CLASSES = 2
@@ -103,6 +103,48 @@ def test_a_stop_in_the_pass_leaves_every_pair_unstarted(every_part: None, after:
     assert probe.metrics(x, y).auroc.shape == (12, 7)
     again = Sparse1DProbe(row_batch_size=100).fit(x, y)
     assert np.array_equal(probe.fit(x, y).coef_, again.coef_)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_stop_at_the_first_word_knows_the_classes_of_the_first_rows(
+    every_part: None, monkeypatch: pytest.MonkeyPatch, several: bool
+) -> None:
+    monkeypatch.setattr(summary, "_AT_ONCE", 10**9)  # nothing is added before the second word
+    monkeypatch.setattr(summary, "_PER_LATENT", 10**6)
+    x, y = problem(2)
+    labels = sp.csr_array(np.eye(7)[y]) if several else y
+    told: list = []
+    probe = Sparse1DProbe(row_batch_size=100).fit(x, labels, iteration_hook=[told.append, lambda e: True])
+    assert [(e.kind, getattr(e, "done", None)) for e in told] == [("StageStep", 0), ("FitEnd", None)]
+    assert probe.status_counts() == {"not_started": 12 * (y.max() + 1)} == told[-1].status_counts
+
+
+def test_a_stop_in_the_pass_needs_no_latents_of_a_gpu() -> None:
+    rules = Sparse1DProbe()._rules()
+    made = fit.Fit(
+        LatentSummary(5, 3),
+        None,
+        None,
+        rules=rules,
+        method="summary",
+        sizes=("auto", "auto"),
+        device=torch.device("cuda"),
+        dtype=torch.float32,
+        stopped=True,
+    )
+    assert made.fitted.status_counts() == {"not_started": 15}
+
+
+def test_fits_stepped_in_turns_leave_torch_its_threads(every_part: None) -> None:
+    x, y = problem(0)
+    before = torch.get_num_threads()
+    a, b = (Sparse1DProbe(row_batch_size=100).iter_fit(x, y) for _ in range(2))
+    assert isinstance(next(a), StageStep)
+    assert isinstance(next(b), StageStep)
+    assert torch.get_num_threads() == before
+    kinds = {e.kind for e in a}
+    assert {e.kind for e in b} == kinds
+    assert torch.get_num_threads() == before
 
 
 def test_an_error_late_in_the_rows_leaves_the_estimator_unchanged(every_part: None) -> None:

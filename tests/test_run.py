@@ -340,6 +340,18 @@ def test_pause_holds_at_the_end_of_an_iteration_and_resume_goes_on():
     assert job.done == SLABS * ITERATIONS
 
 
+def test_a_pause_takes_back_steps_that_are_not_done():
+    job = Job(pace=0.02)
+    run = start(job.fit, paused=True)
+    run.step(timeout=10)
+    run.step(SLABS * ITERATIONS, wait=False)
+    until(lambda: job.done >= 3)
+    run.pause()
+    until(lambda: run._holding)
+    assert stays(lambda: job.done) < SLABS * ITERATIONS
+    run.stop().wait(10)
+
+
 def test_stepping_a_running_run_pauses_it():
     job = Job(pace=0.005)
     run = start(job.fit)

@@ -218,3 +218,29 @@ def test_the_lock_is_free_while_a_compiled_function_runs():
         done.set()
         other.join()
     assert during > 10
+
+
+def test_work_under_way_is_told_before_it_is_waited_for():
+    given_up = threading.Event()
+
+    def work(i: int) -> int:
+        if i == 1:
+            raise RuntimeError("from the work")
+        while i > 1 and not given_up.wait(0.01):
+            pass
+        return i
+
+    results = shared(work, ((i,) for i in range(4)), 2, given_up)
+    rescue = threading.Timer(30.0, given_up.set)
+    rescue.start()
+    with pytest.raises(RuntimeError, match="from the work"):
+        list(results)
+    assert rescue.is_alive(), "the work was waited for and not told"
+    rescue.cancel()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_whoever_takes_results_has_torch_as_it_was(threads):
+    before = torch.get_num_threads()
+    for _ in shared(lambda i: i, ((i,) for i in range(5)), threads):
+        assert torch.get_num_threads() == before

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 
 from interp.events import Emitter, Event, IterationEnd
@@ -255,6 +256,8 @@ class Sparse1DProbe:
     def iter_fit(self, x: Any, y: Any = None, *, n_classes: int | None = None) -> Iterator[Event]:
         """`fit` as a generator of its events: step by hand, break to stop; what is fitted so far stays.
 
+        Left in the pass over the rows (at a `StageStep`), nothing is: the estimator is what it was.
+
         Parameters
         ----------
         x, y, n_classes : as in `fit`
@@ -339,7 +342,8 @@ class Sparse1DProbe:
         adding = summary.adding(chain([first], checked), row_batch_size=rows)
         stopped = yield from stage("summary", n_rows(x, y), adding, listening)
         if stopped:  # of no row, rather than of some
-            summary = LatentSummary(summary.n_latents, summary.n_classes or None)
+            seen = first.y.shape[1] if sp.issparse(first.y) else int(first.y.max(initial=-1)) + 1
+            summary = LatentSummary(summary.n_latents, max(summary.n_classes, seen) or None)
         seconds = time.perf_counter() - began
         if y is None and not can_iterate_again(x):
             x = None  # used up

@@ -196,14 +196,7 @@ def polish_pairs(
         return group, classes, chosen, part.gather()
 
     blocks = data.columns(x, y, n_latents=len(pairs), latents=latents, n_events=_POLISHED_AT_ONCE)
-    groups = shared(solve, blocks, n_threads(device))
-    try:
-        # Not `yield from`, which would close `groups`, and wait for them, before they are given up.
-        for group in groups:  # noqa: UP028
-            yield group
-    finally:
-        given_up.set()
-        groups.close()
+    yield from shared(solve, blocks, n_threads(device), given_up)
 
 
 def exact_gradient(

@@ -90,7 +90,7 @@ class Fit:
         self._sizes = sizes
         self._alive = np.flatnonzero(summary.n_events > 0)
         threads = n_threads(device)
-        size = len(self._alive)
+        size = max(1, len(self._alive))
         if device.type == "cpu":
             size = min(_PART[1], max(_PART[0], -(-len(self._alive) // threads)))
         self._parts = [self._alive[k : k + size] for k in range(0, len(self._alive), size)]

@@ -97,7 +97,7 @@ def stage(name: str, total: int, progress: Progress, listening: bool) -> Steps:
     total : int
         Rows or pairs that there are; 0 where that is not known.
     progress : generator of (int, int)
-        Does the work: yields how much it has just done, and of how many events. A stop closes it.
+        Does the work: yields how much it has just done, and of how many events. Closed at the end.
     listening : bool
         Whether to yield events, five times a second.
 
@@ -113,7 +113,7 @@ def stage(name: str, total: int, progress: Progress, listening: bool) -> Steps:
     began = looked = time.perf_counter()
     done = n_events = 0
     unit = "row" if name == "summary" else "pair"
-    with bar(total or None, f"probe, {name}", unit, delay=_BAR_AFTER) as shown:
+    with closing(progress), bar(total or None, f"probe, {name}", unit, delay=_BAR_AFTER) as shown:
         for n, events in progress:
             done, n_events = done + n, n_events + events
             shown.update(n)
@@ -127,7 +127,6 @@ def stage(name: str, total: int, progress: Progress, listening: bool) -> Steps:
                     bytes_resident=rss_bytes(),
                 )
                 if stopped:
-                    progress.close()
                     return True
                 looked = time.perf_counter()
     return False

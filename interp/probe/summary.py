@@ -134,6 +134,8 @@ class LatentSummary:
             See `interp.probe.data.check_shard`. The summary is unchanged then.
         """
         shard = check_shard(x, y, n_latents=self.n_latents, n_classes=self._fixed_classes)
+        if sp.issparse(shard.y) and shard.y.shape[1] < self.n_classes:
+            raise ValueError(f"y has {shard.y.shape[1]} classes (columns), the rows so far {self.n_classes}")
         return self.add_shards([shard], row_batch_size=row_batch_size)
 
     def add_shards(self, shards: Iterable[Shard], *, row_batch_size: int | None = None) -> LatentSummary:

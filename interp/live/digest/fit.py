@@ -59,9 +59,16 @@ class FitDigest(Digest):
         )
 
     def _begins(self, event: ev.Event) -> bool:
+        reading = self.stage if self.begin is None and self.end is None else None
         if isinstance(event, ev.StageStep):
-            return event.stage == "summary" and (self.begin is not None or self.end is not None)
-        return super()._begins(event) and (self.stage is None or self.stage.stage != "summary")
+            again = reading is None or event.seconds < reading.seconds  # the one before ended without a word
+            return event.stage == "summary" and again
+        goes_on = (
+            isinstance(event, ev.FitBegin)
+            and reading is not None
+            and event.summary_seconds >= reading.seconds
+        )
+        return super()._begins(event) and not goes_on
 
     def _take(self, event: ev.Event) -> None:
         if isinstance(event, ev.IterationEnd):
@@ -113,7 +120,7 @@ class FitDigest(Digest):
     def stage_says(self) -> str:
         """A word on the stage under way that has no iterations, or on a fit that ended in it; or nothing."""
         if self.stage is None and self.begin is None and self.end is not None:
-            unread = set(self.end.status_counts) == {"not_started"}
+            unread = set(self.end.status_counts) <= {"not_started"}
             return "stopped while it read its rows: no pair has started" if unread else ""
         if self.stage is None:
             return ""
