@@ -251,3 +251,13 @@ def test_small_shards_wait_only_until_they_are_a_batch() -> None:
     assert sum(sizes) == 40 * part.x.nnz > 1 << 20
     assert max(sizes) < 1 << 20
     assert len(sizes) > 2
+
+
+def test_labels_of_fewer_classes_than_the_rows_so_far_change_nothing() -> None:
+    x, y = problem(0)
+    summary = LatentSummary(12).add(x, y)
+    before = summary.n_rows, summary.label_sums.copy()
+    with pytest.raises(ValueError, match=rf"y has 3 classes \(columns\), the rows so far {y.max() + 1}"):
+        summary.add(x, sp.csr_array(np.eye(3)[y % 3]))
+    assert summary.n_rows == before[0]
+    assert np.array_equal(summary.label_sums, before[1])
