@@ -17,6 +17,7 @@ from interp import run
 from interp.events import FitBegin, FitEnd, IterationEnd, StageStep
 from interp.probe import LatentSummary, Sparse1DProbe, exact, fit, stages, summary
 from interp.probe.slab import Rules
+from interp.threads import torch_threads
 
 N_CLASSES = 2
 
@@ -137,14 +138,14 @@ def test_a_stop_in_the_pass_needs_no_latents_of_a_gpu() -> None:
 
 def test_fits_stepped_in_turns_leave_torch_its_threads(every_part: None) -> None:
     x, y = problem(0)
-    before = torch.get_num_threads()
-    a, b = (Sparse1DProbe(row_batch_size=100).iter_fit(x, y) for _ in range(2))
-    assert isinstance(next(a), StageStep)
-    assert isinstance(next(b), StageStep)
-    assert torch.get_num_threads() == before
-    kinds = {e.kind for e in a}
-    assert {e.kind for e in b} == kinds
-    assert torch.get_num_threads() == before
+    with torch_threads(2):
+        a, b = (Sparse1DProbe(row_batch_size=100).iter_fit(x, y) for _ in range(2))
+        assert isinstance(next(a), StageStep)
+        assert isinstance(next(b), StageStep)
+        assert torch.get_num_threads() == 2
+        kinds = {e.kind for e in a}
+        assert {e.kind for e in b} == kinds
+        assert torch.get_num_threads() == 2
 
 
 def test_an_error_late_in_the_rows_leaves_the_estimator_unchanged(every_part: None) -> None:

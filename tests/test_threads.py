@@ -241,6 +241,6 @@ def test_work_under_way_is_told_before_it_is_waited_for():
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_whoever_takes_results_has_torch_as_it_was(threads):
-    before = torch.get_num_threads()
-    for _ in shared(lambda i: i, ((i,) for i in range(5)), threads):
-        assert torch.get_num_threads() == before
+    with torch_threads(3):
+        for _ in shared(lambda i: i, ((i,) for i in range(5)), threads):
+            assert torch.get_num_threads() == 3
